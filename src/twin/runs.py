@@ -1,0 +1,284 @@
+"""Every path of a project, and how files come to be: whole or not at all.
+
+A project is the folder ``twin`` is run in: ``brain/`` in, ``data/`` and ``adapters/NAME/`` out. Nothing else in the
+code joins these names.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+from filelock import FileLock, Timeout
+from platformdirs import user_cache_path
+
+from twin.errors import MachineError, StepError, UsageError, file_errors
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+
+
+def cache_dir() -> Path:
+    """Return twin's folder in the user's cache (base models, llama.cpp's converter); ``TWIN_CACHE`` moves it."""
+    return Path(os.environ.get("TWIN_CACHE") or user_cache_path("twin-llm"))
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetPaths:
+    """The files of one export."""
+
+    root: Path
+
+    @property
+    def full(self) -> Path:
+        """All rows, the validation rows included."""
+        return self.root / "finetune_dataset.jsonl"
+
+    @property
+    def train(self) -> Path:
+        """Rows to learn from."""
+        return self.root / "train.jsonl"
+
+    @property
+    def val(self) -> Path:
+        """Held-out rows, never trained on."""
+        return self.root / "val.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """Counts, dropped rows by reason, provenance."""
+        return self.root / "dataset.json"
+
+
+@dataclass(frozen=True, slots=True)
+class RunPaths:
+    """The files of one run, ``adapters/NAME``."""
+
+    root: Path
+
+    @property
+    def name(self) -> str:
+        """The run's name, which is its folder's."""
+        return self.root.name
+
+    @property
+    def adapter_config(self) -> Path:
+        """PEFT's description of the adapter."""
+        return self.root / "adapter_config.json"
+
+    @property
+    def adapter_weights(self) -> Path:
+        """The adapter itself."""
+        return self.root / "adapter_model.safetensors"
+
+    @property
+    def record(self) -> Path:
+        """What was run: every setting, version, figure. Written last: a run without it is unfinished."""
+        return self.root / "run.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a logged step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def loss_plot(self) -> Path:
+        """The loss over steps."""
+        return self.root / "loss.png"
+
+    @property
+    def card(self) -> Path:
+        """The model card."""
+        return self.root / "README.md"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The trainer's checkpoints, while it runs."""
+        return self.root / "checkpoints"
+
+    @property
+    def modelfile(self) -> Path:
+        """What ``ollama create -f`` would read."""
+        return self.root / "Modelfile"
+
+    @property
+    def steps(self) -> Path:
+        """Fingerprints of what each step of ``twin run`` read and wrote."""
+        return self.root / "steps.json"
+
+    @property
+    def likelihood(self) -> Path:
+        """Held-out log-likelihoods of base and twin."""
+        return self.root / "likelihood.json"
+
+    def gguf(self, quantization: str) -> Path:
+        """Return the model file of one quantization."""
+        return self.root / f"model-{quantization}.gguf"
+
+
+def run_paths(name: str, root: Path = Path("adapters")) -> RunPaths:
+    """Return the paths of the run called ``name``, checking the name before it becomes a path.
+
+    Raises:
+        UsageError: a name with characters that Ollama or a file system would refuse.
+    """
+    if not NAME.fullmatch(name):
+        raise UsageError(f"'{name}' can't be a model's name.", "Use letters, digits, '-', '_' and '.', 80 at most.")
+    return RunPaths(root / name)
+
+
+def find_adapter(where: Path) -> RunPaths:
+    """Return the run in folder ``where``.
+
+    Raises:
+        UsageError: no such folder, or no adapter in it.
+    """
+    paths = RunPaths(where)
+    if not where.is_dir():
+        raise UsageError(f"There is no adapter folder '{where}'.", "Train one: twin train --preset smollm2-135m")
+    for needed in (paths.adapter_config, paths.adapter_weights):
+        if not needed.is_file():
+            raise UsageError(f"'{where}' holds no adapter: {needed.name} is missing.", "Train one: twin train")
+    return paths
+
+
+def newest_adapter(root: Path = Path("adapters")) -> RunPaths:
+    """Return the run that finished last.
+
+    Raises:
+        UsageError: no finished run.
+    """
+    records = sorted(root.glob("*/run.json"), key=lambda path: path.stat().st_mtime)
+    if not records:
+        raise UsageError(f"There is no finished run in '{root}'.", "Train one: twin train --preset smollm2-135m")
+    return find_adapter(records[-1].parent)
+
+
+@contextmanager
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside ``path`` and rename it there when the block ends well; else leave no trace.
+
+    Raises:
+        UsageError, MachineError: what the file system says, as a sentence.
+    """
+    with file_errors(path, "write"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - it outlives a with block: renamed, not closed and gone
+            dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
+        )
+        partial = Path(handle.name)
+        try:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+            handle.close()
+            partial.chmod(0o600)
+            partial.replace(path)
+        except BaseException:
+            handle.close()
+            partial.unlink(missing_ok=True)
+            raise
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically."""
+    with atomic_write(path) as handle:
+        handle.write(orjson.dumps(value, option=orjson.OPT_INDENT_2 | orjson.OPT_NON_STR_KEYS) + b"\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` as UTF-8 with its own line ends, atomically."""
+    with atomic_write(path) as handle:
+        handle.write(text.encode("utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in ``path``.
+
+    Raises:
+        UsageError: unreadable, or not a JSON object.
+    """
+    with file_errors(path, "read"):
+        data = path.read_bytes()
+    try:
+        value = orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        raise UsageError(f"'{path}' is not JSON: {error}.", "Make it again, or restore it from a backup.") from None
+    if not isinstance(value, dict):
+        raise UsageError(f"'{path}' should hold a JSON object.", "Make it again, or restore it from a backup.")
+    return value
+
+
+@contextmanager
+def scratch_dir(beside: Path) -> Iterator[Path]:
+    """Yield an empty folder next to ``beside`` (same disk), removed at the end whatever happens."""
+    with file_errors(beside, "write"):
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}.", suffix=".partial"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for this process, so that two runs never write the same files.
+
+    Raises:
+        StepError: another process has it.
+    """
+    with file_errors(folder, "write"):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / ".twin.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise StepError(
+                f"Another twin is working in '{folder}'.", "Wait for it, or choose another name or --output."
+            ) from None
+    try:
+        yield
+    finally:
+        lock.release()  # The file stays: removing it would let a third process lock another file of that name.
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with file_errors(path, "read"), path.open("rb") as handle:
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def fingerprint(settings: Mapping[str, Any], files: Iterable[Path]) -> str:
+    """Return one SHA-256 over settings and the names and contents of files (folders: all files below)."""
+    digest = hashlib.sha256(orjson.dumps(dict(settings), option=orjson.OPT_SORT_KEYS, default=str))
+    for path in sorted(files):
+        below = sorted(child for child in path.rglob("*") if child.is_file()) if path.is_dir() else [path]
+        for file in below:
+            digest.update(f"\0{file.relative_to(path.parent)}\0{file_digest(file)}".encode())
+    return digest.hexdigest()
+
+
+def need_disk(folder: Path, needed_bytes: int, what: str) -> None:
+    """Stop before a long step that would fill the disk.
+
+    Raises:
+        MachineError: less than ``needed_bytes`` free where ``folder`` will be.
+    """
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    if free < needed_bytes:
+        raise MachineError(
+            f"{what} needs {needed_bytes / 1e9:.1f} GB of disk and '{place}' has {free / 1e9:.1f} GB free.",
+            "Free some space, or use another folder with --output.",
+        )
