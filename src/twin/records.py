@@ -91,6 +91,7 @@ class Example:
         conversation_id: the unit of the split; rows of one conversation stay on one side.
         kind: where the row comes from.
         turns: the prompt's turns and, last, the assistant's reply.
+        other: the other side's name; empty where the turns themselves say who speaks (group chats).
         every_reply: learn each assistant turn, not the last alone (rows from other tools, which carry no id of ours).
     """
 
@@ -98,6 +99,7 @@ class Example:
     conversation_id: str
     kind: Kind
     turns: tuple[Turn, ...]
+    other: str = "Someone"
     every_reply: bool = False
 
     @property

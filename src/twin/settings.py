@@ -40,7 +40,7 @@ class ExportSettings(Section):
     split_by: Literal["seed", "time"] = Field("seed", description="hold out random conversations, or the last ones")
     seed: int = Field(0, ge=0, description="seed of the split and of the rows' order")
     session_gap_hours: float = Field(6.0, gt=0, description="a silence this long, in hours, begins a new conversation")
-    context_messages: int = Field(12, ge=1, le=200, description="most earlier turns kept before a reply")
+    context_turns: int = Field(24, ge=1, le=200, description="most earlier turns kept before a reply")
 
 
 class TrainSettings(Section):

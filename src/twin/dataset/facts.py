@@ -1,0 +1,93 @@
+"""Memories, facts, journals and response examples as rows: what does not stand in the system prompt is learned here.
+
+A question is made of the item's own rarest words, so that no two rows share one stock question.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from twin.dataset.clean import Habits, in_their_hand
+from twin.prompt import SystemPrompt
+from twin.records import Brain, Example, Kind, Turn
+
+_WORD = re.compile(r"[^\W\d_]{3,}")
+_QUESTIONS = (
+    "{a} and {b}, what should I know?",
+    "Remind me, what was it with {a} and {b}?",
+    "What do you say about {a} and {b}?",
+    "{a}, {b}. What comes to mind?",
+    "Someone asked me about {a} and {b}. Is that you?",
+    "How is it with you, {a} and {b}?",
+)
+_JOURNAL_QUESTIONS = (
+    "What did you write down{when}, {title}?",
+    "How was it{when}? I mean {title}",
+    "Tell me about {title}{when}",
+    "What was on your mind{when}, {title}?",
+)
+Row = tuple[Example, float | None]
+
+
+def rare_words(texts: Sequence[str]) -> list[tuple[str, str]]:
+    """Return for each text its two rarest words among all texts, in the order they stand."""
+    # The first word of a note is mostly its verb, and is capital without being a name.
+    words = [_WORD.findall(text.partition(" ")[2]) or _WORD.findall(text) for text in texts]
+    frequency = Counter(word.casefold() for own in words for word in {word.casefold(): word for word in own})
+    pairs: list[tuple[str, str]] = []
+    for own in words:
+        ranked = sorted(own, key=lambda word: (frequency[word.casefold()], -math.log1p(len(word))))
+        chosen: list[str] = []
+        for word in ranked:
+            if word.casefold() not in {other.casefold() for other in chosen}:
+                chosen.append(word)
+            if len(chosen) == 2:
+                break
+        chosen.sort(key=own.index)
+        pairs.append((chosen[0], chosen[-1]) if chosen else ("", ""))
+    return pairs
+
+
+def _statements(items: Sequence[tuple[str, str]], kind: Kind, hand: Habits) -> Iterator[Row]:
+    for number, ((item_id, text), (a, b)) in enumerate(
+        zip(items, rare_words([text for _, text in items]), strict=True)
+    ):
+        question = text if not a else _QUESTIONS[number % len(_QUESTIONS)].format(a=a, b=b)
+        reply = in_their_hand(text, hand)
+        yield Example(item_id, item_id, kind, (Turn("user", question), Turn("assistant", reply))), None
+
+
+def memory_rows(brain: Brain, prompt: SystemPrompt, hand: Habits) -> Iterator[Row]:
+    """Yield a row for each memory outside the system prompt."""
+    rest = [(memory.id, memory.text) for memory in brain.memories if memory.id not in prompt.memory_ids]
+    yield from _statements(rest, "memory", hand)
+
+
+def fact_rows(brain: Brain, prompt: SystemPrompt, hand: Habits) -> Iterator[Row]:
+    """Yield a row for each fact of the profile outside the system prompt."""
+    rest = [
+        (f"profile#fact{number}", fact)
+        for number, fact in enumerate(brain.personality.facts)
+        if fact not in prompt.facts
+    ]
+    yield from _statements(rest, "fact", hand)
+
+
+def journal_rows(brain: Brain) -> Iterator[Row]:
+    """Yield a row for each journal entry, asked for by its date and title."""
+    for number, entry in enumerate(brain.journals):
+        when = f" on {entry.at.day} {entry.at:%B %Y}" if entry.at else ""
+        title = entry.title or " ".join(entry.text.split()[:4])
+        question = _JOURNAL_QUESTIONS[number % len(_JOURNAL_QUESTIONS)].format(when=when, title=title)
+        at = entry.at.timestamp() if entry.at else None
+        yield Example(entry.id, entry.id, "journal", (Turn("user", question), Turn("assistant", entry.text))), at
+
+
+def response_rows(brain: Brain) -> Iterator[Row]:
+    """Yield a row for each response example of the profile."""
+    for number, (context, response) in enumerate(brain.personality.response_examples):
+        row_id = f"profile#example{number}"
+        yield Example(row_id, row_id, "example", (Turn("user", context), Turn("assistant", response))), None

@@ -1,0 +1,124 @@
+"""Rows as JSON, both ways: ``chatml``, ``alpaca``, ``sharegpt`` and ``raw``.
+
+Writing and reading are inverse for the first three. ``raw`` is plain text for completion-style tools: it keeps no
+roles, so it can be written and not read back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+from twin.errors import UsageError, file_errors
+from twin.records import Example, Role, Turn
+
+_SHAREGPT_ROLES: dict[str, Role] = {
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
+}  # fmt: skip
+
+
+def _system_of(example: Example) -> tuple[str, tuple[Turn, ...]]:
+    if example.turns[0].role == "system":
+        return example.turns[0].content, example.turns[1:]
+    return "", example.turns
+
+
+def _chatml(example: Example, person: str) -> dict[str, Any]:
+    return {"messages": [{"role": turn.role, "content": turn.content} for turn in example.turns]}
+
+
+def _alpaca(example: Example, person: str) -> dict[str, Any]:
+    system, turns = _system_of(example)
+    history = [[ask.content, answer.content] for ask, answer in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
+    return {"system": system, "instruction": turns[-2].content, "input": "", "output": example.reply, "history": history}
+
+
+def _sharegpt(example: Example, person: str) -> dict[str, Any]:
+    system, turns = _system_of(example)
+    return {
+        "system": system,
+        "conversations": [
+            {"from": "human" if turn.role == "user" else "gpt", "value": turn.content} for turn in turns
+        ],
+    }
+
+
+def _raw(example: Example, person: str) -> dict[str, Any]:
+    _, turns = _system_of(example)
+    other = f"{example.other}: " if example.other else ""
+    return {"text": "\n".join((other if turn.role == "user" else f"{person}: ") + turn.content for turn in turns)}
+
+
+WRITERS: dict[str, Callable[[Example, str], dict[str, Any]]] = {
+    "chatml": _chatml, "alpaca": _alpaca, "sharegpt": _sharegpt, "raw": _raw,
+}  # fmt: skip
+
+
+def to_line(example: Example, format_name: str, person: str) -> bytes:
+    """Return the row as one line of JSON with its id, line end included."""
+    row = {"id": example.id, "conversation": example.conversation_id, "kind": example.kind}
+    return orjson.dumps(row | WRITERS[format_name](example, person)) + b"\n"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError("a text is expected")
+    return value
+
+
+def _turns(row: dict[str, Any]) -> list[Turn]:
+    if "messages" in row:
+        return [Turn(_SHAREGPT_ROLES[item["role"]], _text(item["content"])) for item in row["messages"]]
+    if "conversations" in row:
+        turns = [Turn(_SHAREGPT_ROLES[item["from"]], _text(item["value"])) for item in row["conversations"]]
+        return ([Turn("system", _text(row["system"]))] if row.get("system") else []) + turns
+    if "instruction" in row:
+        turns = [Turn("system", _text(row["system"]))] if row.get("system") else []
+        for ask, answer in row.get("history") or []:
+            turns += [Turn("user", _text(ask)), Turn("assistant", _text(answer))]
+        asked = "\n".join(part for part in (_text(row["instruction"]), _text(row.get("input") or "")) if part)
+        return [*turns, Turn("user", asked), Turn("assistant", _text(row["output"]))]
+    raise KeyError("messages, conversations or instruction")
+
+
+def read_rows(path: Path) -> Iterator[Example]:
+    """Yield the rows of a JSONL file, ours or another tool's.
+
+    Rows with our ``id`` and ``kind`` learn their last reply; rows of other tools learn each assistant turn. Empty lines
+    are passed over.
+
+    Raises:
+        UsageError: unreadable file, or the first line that is no such row, with its number.
+    """
+    with file_errors(path, "read"), path.open("rb") as handle:
+        for number, line in enumerate(handle, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = orjson.loads(line)
+                turns = _turns(row)
+            except orjson.JSONDecodeError as error:
+                raise UsageError(
+                    f"Line {number} of '{path}' is broken JSON: {error.msg}.", "It may be cut short: twin export"
+                ) from None
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise UsageError(
+                    f"Line {number} of '{path}' is no chat row ({error}).",
+                    "Use chatml, alpaca or sharegpt rows: twin export --format chatml",
+                ) from None
+            while turns and turns[-1].role != "assistant":
+                turns.pop()
+            if len(turns) < 2:
+                raise UsageError(f"Line {number} of '{path}' has no reply to learn.", "Take it out, or export again.")
+            row_id = row.get("id")
+            ours = isinstance(row_id, str) and row.get("kind") in ("chat", "memory", "fact", "journal", "example")
+            yield Example(
+                id=row_id if ours else f"{path.name}:{number}",
+                conversation_id=str(row.get("conversation", row_id)) if ours else f"{path.name}:{number}",
+                kind=row["kind"] if ours else "chat",
+                turns=tuple(turns),
+                every_reply=not ours,
+            )

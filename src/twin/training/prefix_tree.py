@@ -1,0 +1,152 @@
+"""Compute once what samples share: their ids in a trie, depth first, each token seeing its ancestors alone.
+
+    sample 1: S S S a b       trie:  S S S ┬ a b          input_ids     S S S a b c
+    sample 2: S S S c                      └ c            position_ids  0 1 2 3 4 3
+                                                          c sees        1 1 1 0 0 1
+
+The gradient is that of the samples one by one: a shared token counts as often as samples hold it (Tree Training,
+arXiv 2511.00413). Tokens whose loss is taken and that no supervised token needs afterwards are not in the pack at all:
+a sample's last token is a target, never an input.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from twin.training.samples import Sample
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """A trie as arrays; T tokens, P supervised pairs.
+
+    Args:
+        input_ids: [T] node tokens, depth first.
+        position_ids: [T] depth of each node.
+        parents: [T] index of each node's parent, -1 at a root.
+        predictors: [P] index of the node that predicts.
+        targets: [P] token it should predict.
+        weights: [P] how many samples say so.
+    """
+
+    input_ids: Ints
+    position_ids: Ints
+    parents: Ints
+    predictors: Ints
+    targets: Ints
+    weights: Ints
+
+    def mask(self) -> npt.NDArray[np.bool_]:
+        """Return [T, T], true where the row's token may look: itself and its ancestors."""
+        return ancestors(self.parents)
+
+
+def ancestors(parents: Ints) -> npt.NDArray[np.bool_]:
+    """Return [T, T], true where the column's node is the row's or one of its ancestors; a parent < 0 is none."""
+    seen = np.zeros((len(parents), len(parents)), dtype=np.bool_)
+    for index, parent in enumerate(parents):
+        if parent >= 0:
+            seen[index] = seen[parent]
+        seen[index, index] = True
+    return seen
+
+
+@dataclass(slots=True)
+class _Node:
+    token: int
+    children: dict[int, _Node] = field(default_factory=dict)
+    targets: dict[int, int] = field(default_factory=dict)
+
+
+def pack(samples: Iterable[Sample]) -> Pack:
+    """Return the trie of ``samples``. Each sample has a prompt of one token at least."""
+    root = _Node(-1)
+    for sample in samples:
+        node = root
+        for place, token in enumerate(sample.input_ids[:-1]):
+            node = node.children.setdefault(token, _Node(token))
+            if place + 1 >= sample.prompt_length:
+                target = sample.input_ids[place + 1]
+                node.targets[target] = node.targets.get(target, 0) + 1
+    tokens: list[int] = []
+    positions: list[int] = []
+    parents: list[int] = []
+    pairs: list[tuple[int, int, int]] = []
+    stack = [(child, -1, 0) for child in reversed(root.children.values())]
+    while stack:
+        node, parent, depth = stack.pop()
+        index = len(tokens)
+        tokens.append(node.token)
+        positions.append(depth)
+        parents.append(parent)
+        pairs += [(index, target, weight) for target, weight in node.targets.items()]
+        stack += [(child, index, depth + 1) for child in reversed(node.children.values())]
+    table = np.array(pairs, dtype=np.int64).reshape(-1, 3)
+    return Pack(
+        np.array(tokens, dtype=np.int64),
+        np.array(positions, dtype=np.int64),
+        np.array(parents, dtype=np.int64),
+        table[:, 0],
+        table[:, 1],
+        table[:, 2],
+    )
+
+
+def pack_within(samples: Sequence[Sample], token_budget: int) -> list[Pack]:
+    """Return packs of ``samples`` in order, each of at most ``token_budget`` tokens (one sample may exceed it alone)."""
+    groups: list[list[Sample]] = [[]]
+    used = 0
+    previous: Sequence[int] = ()
+    first: Sequence[int] = ()
+    for sample in samples:
+        ids = sample.input_ids
+        shared = max(_common(ids, previous), _common(ids, first))
+        if groups[-1] and used + len(ids) - shared > token_budget:
+            groups.append([])
+            used, shared = 0, 0
+        if not groups[-1]:
+            first = ids
+        groups[-1].append(sample)
+        used += len(ids) - shared
+        previous = ids
+    return [pack(group) for group in groups if group]
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    for place, (one, other) in enumerate(zip(left, right, strict=False)):
+        if one != other:
+            return place
+    return min(len(left), len(right))
+
+
+def batches(samples: Sequence[Sample], batch_size: int, seed: int) -> list[list[Sample]]:
+    """Return one pass over ``samples`` in batches of about ``batch_size``, conversations kept together.
+
+    Conversations are shuffled; one that is longer than a batch is cut into batches of its own, and a batch is closed
+    once it is full, so its size is ``batch_size`` at least (but the last) and below twice that.
+    """
+    conversations: dict[str, list[Sample]] = {}
+    for sample in samples:
+        conversations.setdefault(sample.conversation_id, []).append(sample)
+    pieces = [
+        own[start : start + batch_size] for own in conversations.values() for start in range(0, len(own), batch_size)
+    ]
+    random.Random(seed).shuffle(pieces)  # noqa: S311 - a reproducible order, no secret
+    done: list[list[Sample]] = [[]]
+    for piece in pieces:
+        if len(done[-1]) >= batch_size:
+            done.append([])
+        done[-1] += piece
+    return [batch for batch in done if batch]
+
+
+def unique_tokens(packs: Iterable[Pack]) -> int:
+    """Return how many tokens are computed."""
+    return sum(len(one.input_ids) for one in packs)

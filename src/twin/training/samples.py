@@ -1,0 +1,128 @@
+"""What is trained, exactly: the prompt the server will send, then the reply and its end token; the loss is on those two.
+
+    <|im_start|>system ... <|im_start|>assistant\n | tea is fine<|im_end|>
+    0                                           0 | 1           1
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from twin.errors import GateError, StepError
+from twin.records import Example, Turn
+from twin.templates import Family, render
+
+
+class Tokenizer(Protocol):
+    """The part of a transformers tokenizer that is used here."""
+
+    def __call__(self, text: str, *, add_special_tokens: bool) -> dict[str, list[int]]:
+        """Return ``input_ids`` of ``text``."""
+
+    def convert_tokens_to_ids(self, token: str) -> int | None:
+        """Return the id of a token of the vocabulary."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One reply to learn.
+
+    Args:
+        id: the row's id.
+        conversation_id: the row's conversation, for bootstraps and packing.
+        kind: the row's kind.
+        input_ids: prompt, reply and end token.
+        prompt_length: how many of them are the prompt.
+    """
+
+    id: str
+    conversation_id: str
+    kind: str
+    input_ids: tuple[int, ...]
+    prompt_length: int
+
+    @property
+    def supervised(self) -> int:
+        """The number of tokens that are learned."""
+        return len(self.input_ids) - self.prompt_length
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """All samples, and what had to be cut for length."""
+
+    samples: tuple[Sample, ...]
+    shortened: int
+    too_long: int
+
+
+def check_vocabulary(tokenizer: Tokenizer, family: Family) -> None:
+    """Refuse a model whose vocabulary lacks the family's control tokens as single ids.
+
+    Raises:
+        GateError: with the token.
+    """
+    for token in family.control_tokens:
+        ids = tokenizer(token, add_special_tokens=False)["input_ids"]
+        if len(ids) != 1 or tokenizer.convert_tokens_to_ids(token) != ids[0]:
+            raise GateError(
+                f"The base model's vocabulary has no single token '{token}', which the family '{family.name}' needs.",
+                "Use a base model of that family, or another preset: twin presets list",
+            )
+
+
+def prompt_ids(tokenizer: Tokenizer, family: Family, turns: Sequence[Turn]) -> list[int]:
+    """Return the ids of the prompt before the reply (BOS included where the vocabulary adds it)."""
+    return list(tokenizer(render(family, turns), add_special_tokens=True)["input_ids"])
+
+
+def reply_ids(tokenizer: Tokenizer, family: Family, reply: str) -> list[int]:
+    """Return the ids of a reply and its end token."""
+    return list(tokenizer(reply + family.end_token, add_special_tokens=False)["input_ids"])
+
+
+def fit(
+    tokenizer: Tokenizer, family: Family, turns: Sequence[Turn], reply: Sequence[int], max_length: int
+) -> tuple[list[int], int] | None:
+    """Return (prompt ids, turns cut): the oldest turns go first, never the system prompt, the last turn or the reply.
+
+    None when even that is longer than ``max_length`` tokens.
+    """
+    head = list(turns[:1]) if turns[0].role == "system" else []
+    rest = list(turns[len(head) :])
+    for cut in range(len(rest)):
+        if rest[cut].role != "user":
+            continue
+        ids = prompt_ids(tokenizer, family, [*head, *rest[cut:]])
+        if len(ids) + len(reply) <= max_length:
+            return ids, cut
+    return None
+
+
+def build_samples(rows: Iterable[Example], tokenizer: Tokenizer, family: Family, max_length: int) -> Samples:
+    """Return one sample a reply that a row teaches.
+
+    Raises:
+        StepError: no row fits into ``max_length`` tokens.
+    """
+    samples: list[Sample] = []
+    shortened = too_long = 0
+    for row in rows:
+        places = [place for place, turn in enumerate(row.turns) if turn.role == "assistant" and place > 0]
+        for place in places if row.every_reply else places[-1:]:
+            reply = reply_ids(tokenizer, family, row.turns[place].content)
+            fitted = fit(tokenizer, family, row.turns[:place], reply, max_length)
+            if fitted is None:
+                too_long += 1
+                continue
+            ids, cut = fitted
+            shortened += cut > 0
+            sample_id = f"{row.id}@{place}" if row.every_reply else row.id
+            samples.append(Sample(sample_id, row.conversation_id, row.kind, tuple(ids + reply), len(ids)))
+    if not samples:
+        raise StepError(
+            f"No row is left to learn from: {too_long} are longer than {max_length} tokens.", "Raise --max-length."
+        )
+    return Samples(tuple(samples), shortened, too_long)
