@@ -230,15 +230,19 @@ def scratch_dir(beside: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for this process, so that two runs never write the same files.
+def exclusive(folder: Path, what: str = "step") -> Iterator[None]:
+    """Hold ``folder`` for this process, so that two never write the same files.
+
+    Args:
+        folder: made where it is missing.
+        what: a ``run`` holds it beside its own steps.
 
     Raises:
         StepError: another process has it.
     """
     with file_errors(folder, "write"):
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / ".twin.lock")
+        lock = FileLock(folder / f".twin-{what}.lock")
         try:
             lock.acquire(timeout=0)
         except Timeout:

@@ -10,7 +10,7 @@ Imported late: torch and transformers are at the top.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,20 +56,23 @@ def blocks(pack: Pack) -> list[Block]:
             stop += 1
         done.append(Block(root, stop, (root,), torch.ones(stop - root, stop - root, dtype=torch.bool).tril()))
         branches = children[stop - 1]
-        for branch, branch_end in zip(branches, [*branches[1:], end], strict=True):
+        ends = [*branches[1:], end][: len(branches)]
+        for branch, branch_end in zip(branches, ends, strict=True):
             mask = np.ones((branch_end - branch, stop - root + branch_end - branch), dtype=np.bool_)
             mask[:, stop - root :] = ancestors(parents[branch:branch_end] - branch)
             done.append(Block(branch, branch_end, (root, branch), torch.from_numpy(mask)))
     return done
 
 
-def _additive(block: Block, dtype: torch.dtype) -> torch.Tensor:
-    return torch.zeros(block.mask.shape, dtype=dtype).masked_fill_(~block.mask, torch.finfo(dtype).min)
-
-
-def prepared(pack: Pack, dtype: torch.dtype) -> list[Block]:
-    """Return the blocks with masks as summands of ``dtype``, made once and used by every layer."""
-    return [Block(block.start, block.stop, block.keys, _additive(block, dtype)) for block in blocks(pack)]
+def prepared(pack: Pack, dtype: torch.dtype, device: torch.device | str = "cpu") -> list[Block]:
+    """Return the blocks with masks as summands of ``dtype`` on ``device``, made once and used by every layer."""
+    return [
+        replace(
+            block,
+            mask=torch.zeros(block.mask.shape, dtype=dtype).masked_fill_(~block.mask, torch.finfo(dtype).min).to(device),
+        )
+        for block in blocks(pack)
+    ]
 
 
 def prefix_tree_attention(

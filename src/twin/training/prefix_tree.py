@@ -34,6 +34,7 @@ class Pack:
         predictors: [P] index of the node that predicts.
         targets: [P] token it should predict.
         weights: [P] how many samples say so.
+        of_sample: for each sample the indices of its pairs.
     """
 
     input_ids: Ints
@@ -42,6 +43,7 @@ class Pack:
     predictors: Ints
     targets: Ints
     weights: Ints
+    of_sample: tuple[Ints, ...]
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """Return [T, T], true where the row's token may look: itself and its ancestors."""
@@ -68,17 +70,22 @@ class _Node:
 def pack(samples: Iterable[Sample]) -> Pack:
     """Return the trie of ``samples``. Each sample has a prompt of one token at least."""
     root = _Node(-1)
+    said: list[list[tuple[int, int]]] = []  # for each sample (node, target), nodes by identity
     for sample in samples:
         node = root
+        own: list[tuple[int, int]] = []
+        said.append(own)
         for place, token in enumerate(sample.input_ids[:-1]):
             node = node.children.setdefault(token, _Node(token))
             if place + 1 >= sample.prompt_length:
                 target = sample.input_ids[place + 1]
                 node.targets[target] = node.targets.get(target, 0) + 1
+                own.append((id(node), target))
     tokens: list[int] = []
     positions: list[int] = []
     parents: list[int] = []
     pairs: list[tuple[int, int, int]] = []
+    place_of: dict[tuple[int, int], int] = {}
     stack = [(child, -1, 0) for child in reversed(root.children.values())]
     while stack:
         node, parent, depth = stack.pop()
@@ -86,7 +93,9 @@ def pack(samples: Iterable[Sample]) -> Pack:
         tokens.append(node.token)
         positions.append(depth)
         parents.append(parent)
-        pairs += [(index, target, weight) for target, weight in node.targets.items()]
+        for target, weight in node.targets.items():
+            place_of[id(node), target] = len(pairs)
+            pairs.append((index, target, weight))
         stack += [(child, index, depth + 1) for child in reversed(node.children.values())]
     table = np.array(pairs, dtype=np.int64).reshape(-1, 3)
     return Pack(
@@ -96,6 +105,7 @@ def pack(samples: Iterable[Sample]) -> Pack:
         table[:, 0],
         table[:, 1],
         table[:, 2],
+        tuple(np.array([place_of[pair] for pair in own], dtype=np.int64) for own in said),
     )
 
 

@@ -1,0 +1,103 @@
+"""``twin run``: every step, each once."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from twin.cli import options
+from twin.cli.console import Output
+
+if TYPE_CHECKING:
+    from twin.pipeline import Whole
+
+NAME = "run"
+HELP = """Do everything: export, train, gguf, measure, register. A step whose inputs did not change is skipped.
+
+Examples:
+
+  twin run chirag-v1
+
+  twin run chirag-v1 ~/chats --person "Ada Byron" --preset smollm2-135m
+"""
+
+
+def command(
+    name: Annotated[str, typer.Argument(help="The run's and the model's name.")],
+    sources: options.Sources = None,
+    person: options.Person = None,
+    preset: options.Preset = None,
+    model: options.Model = None,
+    epochs: options.Epochs = None,
+    batch_size: options.BatchSize = None,
+    learning_rate: options.LearningRate = None,
+    lora_r: options.LoraR = None,
+    max_length: options.MaxLength = None,
+    device: options.Device = None,
+    quantization: options.Quantization = None,
+    llama_cpp: options.LlamaCpp = None,
+    host: options.Host = None,
+    seed: options.Seed = None,
+    force: options.Force = False,
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
+    """Run all steps."""
+    from twin import pipeline
+    from twin.errors import MachineError
+    from twin.settings import load_settings
+
+    out = Output(json, quiet, verbose)
+    settings = load_settings(
+        export={"person": person, "seed": seed},
+        train={
+            "preset": preset, "model": model, "epochs": epochs, "batch_size": batch_size,
+            "learning_rate": learning_rate, "lora_r": lora_r, "max_length": max_length, "device": device, "seed": seed,
+        },
+        gguf={"quantization": quantization, "llama_cpp": llama_cpp},
+        register={"host": host},
+    )  # fmt: skip
+    done = pipeline.run(name, sources or [], settings, out.reporter(), force)
+    show(done, out)
+    if done.note:
+        raise MachineError("No Ollama answers, so the twin is made and not registered.", f"ollama serve, then: twin register {name}")
+
+
+def show(done: Whole, out: Output) -> None:
+    """Print the one screen at the end: seconds a step, loss before and after, answers side by side."""
+    if out.json:
+        out.result(done.as_json(), [])
+        return
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    times = ", ".join(f"{step} {'skipped' if value is None else f'{value:.0f} s'}" for step, value in done.seconds.items())
+    console.print(f"Steps: {times}", markup=False)
+    losses = done.survival
+    change = losses["gguf"]
+    console.print(
+        f"Held-out loss on {change['replies']} replies in {change['conversations']} conversations, nats a token "
+        "(lower is more like the person):",
+        markup=False,
+    )
+    adapter = losses["adapter"]
+    if adapter is not None:
+        console.print(f"  adapter: {adapter['before']:.3f} before, {adapter['after']:.3f} after", markup=False)
+        console.print(f"           change {_interval(adapter)}", markup=False)
+    console.print(f"  GGUF:    {change['before']:.3f} before, {change['after']:.3f} after", markup=False)
+    console.print(f"           change {_interval(change)}", markup=False)
+    table = Table(box=box.SIMPLE_HEAD, show_lines=True)
+    for column in ("held-out prompt", "base model", "twin"):
+        table.add_column(column, ratio=1, overflow="fold")
+    for sample in losses["samples"]:
+        table.add_row(*(Text(sample[key]) for key in ("prompt", "base", "twin")))
+    console.print(table)
+
+
+def _interval(change: dict[str, Any]) -> str:
+    return f"{change['change']:+.3f}, 95 % interval {change['low']:+.3f} to {change['high']:+.3f}"

@@ -1,0 +1,141 @@
+"""What a person sees: results on stdout, everything else on stderr; bars on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from twin.errors import TwinError
+from twin.progress import Silent, Task
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+_SLOW_SECONDS = 1.0
+_PLAIN_EVERY_SECONDS = 10.0
+
+
+def stderr_console() -> Console:
+    """Return a console on stderr."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class _Bar:
+    def __init__(self, progress: Progress, task: TaskID) -> None:
+        self._progress, self._task = progress, task
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self._progress.advance(self._task, amount)
+        if note:
+            self._progress.update(self._task, note=note)
+
+
+class _Lines:
+    """Progress where there is no terminal: a line now and then, with the time left."""
+
+    def __init__(self, console: Console, title: str, total: float | None) -> None:
+        self._console, self._title, self._total = console, title, total
+        self._done, self._note = 0.0, ""
+        self._started = self._told = time.monotonic()
+
+    def advance(self, amount: float = 1, note: str = "") -> None:
+        self._done += amount
+        self._note = note or self._note
+        now = time.monotonic()
+        if self._total and now - self._told >= _PLAIN_EVERY_SECONDS:
+            self._told = now
+            left = (now - self._started) / max(self._done, 1e-9) * (self._total - self._done)
+            tail = f", {self._note}" if self._note else ""
+            self._console.print(f"{self._title}: {self._done:.0f}/{self._total:.0f}, {left:.0f} s left{tail}")
+
+
+class ConsoleReporter:
+    """Shows progress on stderr."""
+
+    def __init__(self, verbose: bool = False) -> None:
+        self.console = stderr_console()
+        self.verbose = verbose
+
+    def say(self, text: str) -> None:
+        """Show one line."""
+        self.console.print(text, markup=False)
+
+    @contextmanager
+    def task(self, title: str, total: float | None = None) -> Iterator[Task]:
+        """Show a bar (a terminal) or lines, and how long it took when that was over a second."""
+        started = time.monotonic()
+        if self.console.is_terminal:
+            from rich import progress
+
+            bar = progress.Progress(
+                progress.TextColumn("{task.description}"),
+                progress.BarColumn(),
+                progress.MofNCompleteColumn() if total else progress.TextColumn(""),
+                progress.TimeElapsedColumn(),
+                progress.TimeRemainingColumn() if total else progress.TextColumn(""),
+                progress.TextColumn("{task.fields[note]}"),
+                console=self.console,
+                transient=True,
+            )
+            with bar:
+                yield _Bar(bar, bar.add_task(title, total=total, note=""))
+        else:
+            yield _Lines(self.console, title, total)
+        seconds = time.monotonic() - started
+        if seconds > _SLOW_SECONDS or self.verbose:
+            self.console.print(f"{title}: {seconds:.1f} s", markup=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How one command talks.
+
+    Args:
+        json: one JSON object on stdout, and nothing else there.
+        quiet: no progress.
+        verbose: every step, and its time.
+    """
+
+    json: bool = False
+    quiet: bool = False
+    verbose: bool = False
+
+    def reporter(self) -> Any:
+        """Return where progress goes."""
+        return Silent() if self.quiet else ConsoleReporter(self.verbose)
+
+    def result(self, data: dict[str, Any], lines: list[str]) -> None:
+        """Print a command's result: the object, or lines for people."""
+        if self.json:
+            self._json(data)
+        else:
+            sys.stdout.write("".join(f"{line}\n" for line in lines))
+        sys.stdout.flush()
+
+    def hint(self, text: str) -> None:
+        """Print what to type next, on stderr."""
+        if not (self.quiet or self.json):
+            stderr_console().print(f"Next: {text}", markup=False)
+
+    def error(self, error: TwinError) -> None:
+        """Print what went wrong: a sentence and a hint, or the object."""
+        if self.json:
+            self._json({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
+            return
+        console = stderr_console()
+        console.print(f"Error: {error.message}", markup=False, style="bold red")
+        if error.hint:
+            console.print(f"Hint: {error.hint}", markup=False)
+
+    @staticmethod
+    def _json(data: dict[str, Any]) -> None:
+        import orjson
+
+        sys.stdout.buffer.write(orjson.dumps(data) + b"\n")

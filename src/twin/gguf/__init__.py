@@ -1,0 +1,1 @@
+"""Adapter → GGUF: merge (``merge``), llama.cpp's own converter (``converter``), quantize, check."""

@@ -1,0 +1,72 @@
+"""llama.cpp's own converter, from the source distribution of the installed llama-cpp-python, or a checkout of yours."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from twin.errors import MachineError, StepError, UsageError
+from twin.packages import PackageFile, fetch
+from twin.progress import Reporter
+
+_INSIDE = "vendor/llama.cpp"
+_SCRIPT = "convert_hf_to_gguf.py"
+_SOURCES = {
+    "0.3.36": PackageFile(
+        project="llama-cpp-python==0.3.36",
+        sha256="832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
+        keep=(f"{_INSIDE}/{_SCRIPT}", f"{_INSIDE}/conversion/", f"{_INSIDE}/gguf-py/", f"{_INSIDE}/LICENSE"),
+        source=True,
+    )
+}
+
+
+def find_converter(own: Path | None, reporter: Reporter) -> Path:
+    """Return the path of ``convert_hf_to_gguf.py``.
+
+    Args:
+        own: a llama.cpp checkout to use instead.
+        reporter: told of the download (77 MB, once).
+
+    Raises:
+        UsageError: ``own`` has no converter.
+        MachineError: llama-cpp-python is missing or of a version whose sources twin has not verified.
+    """
+    if own is not None:
+        script = own / _SCRIPT
+        if not script.is_file():
+            raise UsageError(f"'{own}' has no {_SCRIPT}.", "Name a llama.cpp checkout: --llama-cpp DIR")
+        return script
+    try:
+        installed = version("llama-cpp-python")
+    except PackageNotFoundError:
+        raise MachineError("llama-cpp-python is not installed.", "Install it: pip install 'twin-llm[gguf]'") from None
+    if installed not in _SOURCES:
+        raise MachineError(
+            f"The converter of llama-cpp-python {installed} was never verified with this version of twin.",
+            f"Install llama-cpp-python=={next(iter(_SOURCES))}, or name a llama.cpp checkout: --llama-cpp DIR",
+        )
+    return fetch(_SOURCES[installed], reporter) / _INSIDE / _SCRIPT
+
+
+def convert(script: Path, checkpoint: Path, target: Path, reporter: Reporter) -> None:
+    """Write ``checkpoint`` (a Hugging Face folder) as a float16 GGUF to ``target``.
+
+    Raises:
+        StepError: the converter refused; its last line is in the sentence.
+    """
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith("TWIN_") and key != "HF_TOKEN"
+    } | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(script.parent / "gguf-py")}
+    command = [sys.executable, str(script), str(checkpoint), "--outfile", str(target), "--outtype", "f16"]
+    with reporter.task("Converting to GGUF"):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode or not target.is_file():
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        raise StepError(
+            f"llama.cpp's converter refused the model: {lines[-1].strip() if lines else 'it said nothing'}.",
+            "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
+        )

@@ -1,0 +1,141 @@
+"""A GGUF opened with llama-cpp-python: ids, log-likelihoods, replies. Closed explicitly, quiet unless it fails.
+
+Imported late: llama_cpp is at the top.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+import psutil
+
+from twin.errors import StepError
+
+Floats = npt.NDArray[np.float32]
+
+
+@llama_cpp.llama_log_callback
+def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+    """Drop llama.cpp's log: what matters comes back as a return code."""
+
+
+class Gguf:
+    """An open model. Use ``open_gguf``."""
+
+    def __init__(self, model: llama_cpp.Llama) -> None:
+        self.model = model
+        self._cached: list[int] = []
+
+    def ids(self, text: str) -> list[int]:
+        """Return ids as a server makes them: BOS where the vocabulary adds it, control tokens parsed."""
+        return list(self.model.tokenize(text.encode("utf-8"), add_bos=True, special=True))
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of a token."""
+        return bytes(self.model.detokenize([token], special=True))
+
+    def metadata(self) -> dict[str, str]:
+        """Return the file's string and number metadata."""
+        return dict(self.model.metadata)
+
+    def ends_generation(self, token: int) -> bool:
+        """Say whether the vocabulary marks ``token`` as an end of generation."""
+        vocabulary = llama_cpp.llama_model_get_vocab(self.model.model)
+        return bool(llama_cpp.llama_vocab_is_eog(vocabulary, token))
+
+    def logits(self, input_ids: Sequence[int], first: int) -> Floats:
+        """Return [len(input_ids) - first, vocabulary] logits of the positions from ``first`` on.
+
+        What the previous call had in common with ``input_ids`` is not computed again.
+
+        Raises:
+            StepError: the model could not be evaluated (too long for the context, or out of memory).
+        """
+        shared = 0
+        limit = min(len(self._cached), first)
+        while shared < limit and self._cached[shared] == input_ids[shared]:
+            shared += 1
+        context = self.model.ctx
+        memory = llama_cpp.llama_get_memory(context)
+        llama_cpp.llama_memory_seq_rm(memory, -1, shared, -1)
+        size = self.model.n_batch
+        rows: list[Floats] = []
+        width = self.model.n_vocab()
+        batch = llama_cpp.llama_batch_init(size, 0, 1)
+        try:
+            for start in range(shared, len(input_ids), size):
+                chunk = input_ids[start : start + size]
+                batch.n_tokens = len(chunk)
+                wanted = []
+                for place, token in enumerate(chunk):
+                    batch.token[place] = token
+                    batch.pos[place] = start + place
+                    batch.n_seq_id[place] = 1
+                    batch.seq_id[place][0] = 0
+                    batch.logits[place] = start + place >= first
+                    if start + place >= first:
+                        wanted.append(place)
+                if llama_cpp.llama_decode(context, batch):
+                    self._cached = []
+                    raise StepError("llama.cpp could not evaluate the prompt.", "Is it longer than num_ctx?")
+                for place in wanted:
+                    pointer = llama_cpp.llama_get_logits_ith(context, place)
+                    rows.append(np.ctypeslib.as_array(pointer, shape=(width,)).astype(np.float32, copy=True))
+        finally:
+            llama_cpp.llama_batch_free(batch)
+        self._cached = list(input_ids)
+        return np.stack(rows)
+
+    def reply(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int = 0) -> Iterator[str]:
+        """Yield pieces of a reply to the prompt, until an end of generation or ``max_tokens``."""
+        self._cached = []
+        pending = b""
+        generated = self.model.generate(list(prompt_ids), temp=temperature, top_k=40, top_p=0.95, min_p=0.05)
+        self.model.set_seed(seed)
+        for count, token in enumerate(generated):
+            if self.ends_generation(token) or count >= max_tokens:
+                break
+            pending += self.piece(token)
+            try:
+                text = pending.decode("utf-8")
+            except UnicodeDecodeError:
+                continue  # a character whose bytes are spread over tokens
+            pending = b""
+            yield text
+
+
+@contextmanager
+def open_gguf(path: Path, num_ctx: int = 4096, vocab_only: bool = False) -> Iterator[Gguf]:
+    """Open the model file ``path``.
+
+    Args:
+        path: a GGUF.
+        num_ctx: context length in tokens.
+        vocab_only: load the vocabulary alone, for ids.
+
+    Raises:
+        StepError: llama.cpp can't open it.
+    """
+    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+    try:
+        model = llama_cpp.Llama(
+            str(path),
+            n_ctx=num_ctx,
+            n_batch=512,
+            vocab_only=vocab_only,
+            verbose=False,
+            n_threads=psutil.cpu_count(logical=False) or 2,
+            n_threads_batch=psutil.cpu_count() or 2,
+        )
+    except (ValueError, RuntimeError, OSError) as error:
+        raise StepError(f"'{path}' can't be opened as a model: {error}.", "Make it again: twin gguf") from None
+    try:
+        yield Gguf(model)
+    finally:
+        model.close()

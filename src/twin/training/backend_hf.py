@@ -1,0 +1,383 @@
+"""Training with transformers' Trainer and PEFT, on packs of prefix trees.
+
+Not obvious: a Trainer "example" here is one whole optimizer step (its packs), because packs differ in size and the
+loss is a mean over the step's supervised tokens, whatever pack they lie in. Imported late: torch, transformers and
+peft are at the top.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import peft
+import torch
+import transformers
+from transformers.trainer_utils import get_last_checkpoint
+
+from twin import runs
+from twin.errors import GateError, MachineError, UsageError
+from twin.presets import TrainPlan
+from twin.progress import Reporter
+from twin.training import attention
+from twin.training.prefix_tree import Pack, batches, pack_within
+from twin.training.samples import Sample
+
+TOKEN_BUDGET = 4096
+_EVAL_BATCH = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A held-out reply under a model: summed negative log-likelihood in nats, over ``tokens`` tokens."""
+
+    id: str
+    conversation_id: str
+    nll: float
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training measured; ``logs`` has one entry an optimizer step, losses in nats a supervised token."""
+
+    device: str
+    dtype: str
+    why: str
+    steps: int
+    train_loss: float
+    before: tuple[Score, ...]
+    after: tuple[Score, ...]
+    tokens: int
+    unique_tokens: int
+    supervised_tokens: int
+    seconds: float
+    logs: tuple[dict[str, float], ...]
+
+
+def choose_device(wanted: str) -> str:
+    """Return where to train.
+
+    Raises:
+        MachineError: a device that was asked for and is not there.
+    """
+    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if wanted == "auto":
+        return next(name for name in ("cuda", "mps", "cpu") if have[name])
+    if not have[wanted]:
+        raise MachineError(f"PyTorch finds no device '{wanted}' here.", "Use --device cpu, or install the right PyTorch.")
+    return wanted
+
+
+def choose_dtype(device: str) -> tuple[torch.dtype, str]:
+    """Return the base model's dtype on ``device`` and why; a CPU is measured, which takes a tenth of a second."""
+    if device == "cuda":
+        good = torch.cuda.is_bf16_supported()
+        return (torch.bfloat16, "the GPU has bfloat16") if good else (torch.float32, "the GPU has no bfloat16")
+    if device == "mps":
+        return torch.float32, "bfloat16 was not tried on MPS"
+    rates = {}
+    for dtype in (torch.float32, torch.bfloat16):
+        left, right = torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
+        left @ right
+        start = time.perf_counter()
+        for _ in range(10):
+            left @ right
+        rates[dtype] = 10 * 2 * 512 * 768 * 768 / (time.perf_counter() - start) / 1e9
+    ratio = rates[torch.bfloat16] / rates[torch.float32]
+    why = f"bfloat16 products run at {ratio:.1f}x the rate of float32 here ({rates[torch.bfloat16]:.0f} GFLOP/s)"
+    return (torch.bfloat16 if ratio > 1.2 else torch.float32), why
+
+
+class MasterAdamW(torch.optim.AdamW):
+    """AdamW on float32 copies of low-precision weights (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1).
+
+    The thin products of LoRA run in the base model's bfloat16, without a conversion a call, and small updates are not
+    rounded away.
+
+    Args:
+        working: the model's trainable weights.
+        kwargs: as for AdamW.
+    """
+
+    def __init__(self, working: Sequence[torch.nn.Parameter], **kwargs: Any) -> None:
+        self.working = list(working)
+        super().__init__([weight.detach().float().clone().requires_grad_() for weight in self.working], **kwargs)
+
+    def _masters(self) -> list[torch.Tensor]:
+        return [weight for group in self.param_groups for weight in group["params"]]
+
+    def step(self, closure: Callable[[], float] | None = None) -> Any:
+        """Step the float32 weights with the working weights' gradients, then round them into place."""
+        for master, weight in zip(self._masters(), self.working, strict=True):
+            master.grad = None if weight.grad is None else weight.grad.float()
+        result = super().step(closure)
+        with torch.no_grad():
+            for master, weight in zip(self._masters(), self.working, strict=True):
+                weight.copy_(master)
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Clear both sets of gradients."""
+        super().zero_grad(set_to_none)
+        for weight in self.working:
+            weight.grad = None
+
+
+def pair_losses(model: torch.nn.Module, pack: Pack, dtype: torch.dtype) -> torch.Tensor:
+    """Return [P], the negative log-likelihood of each of a pack's pairs in nats, each counted once."""
+    device = next(model.parameters()).device
+
+    def on_device(array: Any) -> torch.Tensor:
+        return torch.from_numpy(array).to(device)
+
+    predictors, inverse = np.unique(pack.predictors, return_inverse=True)
+    blocks = attention.prepared(pack, dtype, device)
+    output = model(
+        input_ids=on_device(pack.input_ids)[None],
+        position_ids=on_device(pack.position_ids)[None],
+        prefix_tree=blocks,
+        logits_to_keep=on_device(predictors),  # logits where something is learned, nowhere else
+        use_cache=False,
+    )
+    logits = output.logits[0].float()[on_device(inverse)]
+    return torch.nn.functional.cross_entropy(logits, on_device(pack.targets), reduction="none")
+
+
+class TreeTrainer(transformers.Trainer):
+    """A Trainer whose batch is the packs of one optimizer step."""
+
+    tree_dtype: torch.dtype
+
+    def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        """Add up the gradients of a step's packs; return the mean loss over its supervised tokens."""
+        model.train()
+        packs: list[Pack] = inputs["packs"]
+        supervised = sum(int(pack.weights.sum()) for pack in packs)
+        total = torch.zeros(())
+        for pack in packs:
+            losses = pair_losses(model, pack, self.tree_dtype)
+            loss = (losses * torch.from_numpy(pack.weights).to(losses.device)).sum() / supervised
+            self.accelerator.backward(loss)
+            total += loss.detach().cpu()
+        return total.to(self.args.device)
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Keep the order that was planned: shuffling was done by conversations, from the seed."""
+        return torch.utils.data.SequentialSampler(self.train_dataset)
+
+
+class _Log(transformers.TrainerCallback):  # type: ignore[misc] - transformers is untyped here
+    def __init__(self, advance: Callable[..., None]) -> None:
+        self.advance = advance
+        self.entries: list[dict[str, float]] = []
+        self.started = time.perf_counter()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "loss" in logs:
+            self.entries.append(
+                {
+                    "step": state.global_step,
+                    "loss": float(logs["loss"]),
+                    "learning_rate": float(logs["learning_rate"]),
+                    "grad_norm": float(logs.get("grad_norm", math.nan)),
+                    "seconds": round(time.perf_counter() - self.started, 3),
+                }
+            )
+            self.advance(0, f"loss {float(logs['loss']):.2f}")
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(1)
+
+
+def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:
+    """Return the base model of ``folder`` with prefix-tree attention.
+
+    Raises:
+        GateError: an architecture whose attention is not the plain causal one that the tree computes.
+    """
+    attention.register()
+    config = transformers.AutoConfig.from_pretrained(folder)
+    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+        raise GateError(
+            f"'{config.model_type}' attends through a sliding window, which prefix packing does not compute yet.",
+            "Use another base model: twin presets list",
+        )
+    if getattr(config, "attn_logit_softcapping", None):
+        raise GateError(
+            f"'{config.model_type}' caps its attention scores, which prefix packing does not compute yet.",
+            "Use another base model: twin presets list",
+        )
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder, dtype=dtype, attn_implementation=attention.NAME, use_safetensors=True, trust_remote_code=False
+    )
+    return model.to(device)
+
+
+def add_lora(model: Any, plan: TrainPlan) -> Any:
+    """Return ``model`` with fresh LoRA weights on every target module.
+
+    Raises:
+        GateError: a target module that the loaded model does not have.
+    """
+    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+    missing = sorted(set(plan.target_modules) - present)
+    if missing:
+        raise GateError(
+            f"The base model has no module {', '.join(missing)}.",
+            "Mend target_modules in a preset of your own: twin presets copy " + plan.preset,
+        )
+    torch.manual_seed(plan.seed)
+    config = peft.LoraConfig(
+        r=plan.lora_r,
+        lora_alpha=plan.lora_alpha,
+        lora_dropout=plan.lora_dropout,
+        target_modules=list(plan.target_modules),
+        task_type="CAUSAL_LM",
+    )
+    return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+
+
+def plan_steps(samples: Sequence[Sample], plan: TrainPlan) -> list[list[Pack]]:
+    """Return the packs of each optimizer step; a fraction of an epoch takes that share of its batches."""
+    steps: list[list[Sample]] = []
+    whole = math.ceil(plan.epochs)
+    for epoch in range(whole):
+        one = batches(samples, plan.batch_size, plan.seed + epoch)
+        share = plan.epochs - epoch
+        steps += one if share >= 1 else one[: max(1, round(len(one) * share))]
+    return [pack_within(batch, TOKEN_BUDGET) for batch in steps]
+
+
+def held_out(model: Any, samples: Sequence[Sample], dtype: torch.dtype, tick: Callable[[int], None]) -> list[Score]:
+    """Return the negative log-likelihood of each sample's reply and end token."""
+    scores: list[Score] = []
+    model.eval()
+    with torch.no_grad():
+        for start in range(0, len(samples), _EVAL_BATCH):
+            group = list(samples[start : start + _EVAL_BATCH])
+            for pack in pack_within(group, TOKEN_BUDGET):
+                losses = pair_losses(model, pack, dtype).double().cpu().numpy()
+                for pairs in pack.of_sample:
+                    one = samples[len(scores)]
+                    scores.append(Score(one.id, one.conversation_id, float(losses[pairs].sum()), len(pairs)))
+            tick(len(group))
+    return scores
+
+
+def _checkpoint(resume_from: str | None, folder: Path) -> str | None:
+    if resume_from is None:
+        return None
+    found = get_last_checkpoint(str(folder)) if resume_from == "auto" and folder.is_dir() else None
+    if resume_from == "auto":
+        if found is None:
+            raise UsageError(f"There is no checkpoint in '{folder}' to resume from.", "Leave --resume-from out to start.")
+        return found
+    if not (Path(resume_from) / "trainer_state.json").is_file():
+        raise UsageError(f"'{resume_from}' is no checkpoint.", "Name a folder checkpoint-N, or use --resume-from auto.")
+    return resume_from
+
+
+def train(
+    folder: Path,
+    base_name: str,
+    plan: TrainPlan,
+    train_samples: Sequence[Sample],
+    val_samples: Sequence[Sample],
+    work: Path,
+    save_to: Path,
+    resume_from: str | None,
+    reporter: Reporter,
+) -> Trained:
+    """Train a LoRA adapter and save it, in safetensors, to ``save_to``.
+
+    Args:
+        folder: the base model's checkpoint.
+        base_name: what the adapter says its base is.
+        plan: every setting.
+        train_samples: what is learned.
+        val_samples: what is measured before and after, never learned.
+        work: folder for checkpoints.
+        save_to: an existing folder for the adapter.
+        resume_from: a checkpoint folder, ``auto``, or None.
+        reporter: told of progress.
+
+    Raises:
+        GateError, MachineError, UsageError: see ``load_model``, ``choose_device`` and ``add_lora``.
+    """
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    checkpoint = _checkpoint(resume_from, work)
+    device = choose_device(plan.device)
+    dtype, why = choose_dtype(device)
+    with reporter.task("Loading the base model"):
+        model = add_lora(load_model(folder, device, dtype), plan)
+    steps = plan_steps(train_samples, plan)
+    everything = [pack for packs in steps for pack in packs]
+    tokens_once = sum(len(pack.input_ids) for pack in everything)
+    supervised = int(sum(int(pack.weights.sum()) for pack in everything))
+    samples_seen = sum(len(sample.input_ids) for sample in train_samples)
+    with reporter.task("Held-out loss before", len(val_samples)) as task:
+        before = held_out(model, val_samples, dtype, task.advance)
+    warmup = max(1, len(steps) // 20)
+    optimizer = MasterAdamW(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=plan.learning_rate, weight_decay=0.0
+    )
+    scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(steps))
+    arguments = transformers.TrainingArguments(
+        output_dir=str(work),
+        max_steps=len(steps),
+        per_device_train_batch_size=1,
+        max_grad_norm=1.0,
+        logging_steps=1,
+        logging_strategy="steps",
+        save_strategy="steps",
+        save_steps=max(10, len(steps) // 10),
+        save_total_limit=1,
+        report_to=[],
+        disable_tqdm=True,
+        use_cpu=device == "cpu",
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+        seed=plan.seed,
+    )
+    with reporter.task("Training", len(steps)) as task:
+        log = _Log(task.advance)
+        trainer = TreeTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=steps,
+            data_collator=lambda items: {"packs": items[0]},
+            optimizers=(optimizer, scheduler),
+            callbacks=[log],
+        )
+        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+        trainer.tree_dtype = dtype
+        started = time.perf_counter()
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = time.perf_counter() - started
+    with reporter.task("Held-out loss after", len(val_samples)) as task:
+        after = held_out(model, val_samples, dtype, task.advance)
+    model.save_pretrained(save_to, safe_serialization=True)
+    # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
+    config = runs.read_json(save_to / "adapter_config.json")
+    runs.write_json(save_to / "adapter_config.json", config | {"base_model_name_or_path": base_name})
+    return Trained(
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        why=why,
+        steps=len(steps),
+        train_loss=float(outcome.training_loss),
+        before=tuple(before),
+        after=tuple(after),
+        tokens=round(samples_seen * plan.epochs),
+        unique_tokens=tokens_once,
+        supervised_tokens=supervised,
+        seconds=seconds,
+        logs=tuple(log.entries),
+    )
