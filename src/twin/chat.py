@@ -40,13 +40,12 @@ class OllamaBackend:
 
     def stream(self, turns: Sequence[Turn], counts: Counts) -> Iterator[str]:
         """Yield pieces of the reply."""
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        for chunk in self.client.chat(self.model, messages, {"num_predict": MAX_REPLY_TOKENS}, stream=True):
-            if chunk.get("done"):
-                counts.prompt_tokens = int(chunk.get("prompt_eval_count") or 0)
-                counts.reply_tokens = int(chunk.get("eval_count") or 0)
-            if chunk.get("text"):
-                yield str(chunk["text"])
+        for chunk in self.client.chat(self.model, turns, {"num_predict": MAX_REPLY_TOKENS}):
+            if chunk["done"]:
+                counts.prompt_tokens = chunk["prompt_eval_count"] or 0
+                counts.reply_tokens = chunk["eval_count"] or 0
+            if chunk["text"]:
+                yield chunk["text"]
 
 
 @dataclass(frozen=True, slots=True)

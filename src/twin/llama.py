@@ -25,6 +25,11 @@ def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
     """Drop llama.cpp's log: what matters comes back as a return code."""
 
 
+def silence() -> None:
+    """Keep llama.cpp's log off stderr, in this process."""
+    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+
+
 class Gguf:
     """An open model. Use ``open_gguf``."""
 
@@ -122,7 +127,7 @@ def open_gguf(path: Path, num_ctx: int = 4096, vocab_only: bool = False) -> Iter
     Raises:
         StepError: llama.cpp can't open it.
     """
-    llama_cpp.llama_log_set(_silent, ctypes.c_void_p(0))
+    silence()
     try:
         model = llama_cpp.Llama(
             str(path),

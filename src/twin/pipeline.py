@@ -587,7 +587,7 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
                 replies[who] = []
                 for row in asked:
                     ids = model.ids(render(family, row.turns[:-1]))
-                    parts = model.reply(ids, temperature=plan["temperature"], max_tokens=80)
+                    parts = model.reply(ids, temperature=plan["temperature"], max_tokens=60)
                     replies[who].append("".join(parts).strip())
                     task.advance()
     change = compare(scores["base"], scores["twin"])
@@ -683,14 +683,23 @@ def register(
     }
     license_text = f"{load_preset(plan['preset']).license} (base model {record['base_hub_id']})"
     if dry_run:
-        return Registered(name, client.host, False, str(paths.root), str(file), {})
+        return Registered(name, client.url, False, str(paths.root), str(file), {})
     count = _prompt_counter(record, family, reporter)
     with runs.exclusive(paths.root):
         runs.write_text(
             paths.modelfile, modelfile(file.name, family, record["system_prompt"], parameters, license_text)
         )
         done = register_live(
-            client, name, file, family, record["system_prompt"], parameters, license_text, count, force, reporter
+            client,
+            name,
+            file,
+            family=family,
+            system=record["system_prompt"],
+            parameters=parameters,
+            license_text=license_text,
+            prompt_ids=count,
+            force=force,
+            reporter=reporter,
         )
     return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks))
 
@@ -842,7 +851,7 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
         measured = [paths.gguf(quantization), data.val]
         steps.do("evaluate", runs.fingerprint({"twin": __version__}, measured), do_evaluate)
         if not note:
-            served = settings.register_.model_dump(mode="json") | {"host": client.host}
+            served = settings.register_.model_dump(mode="json") | {"host": client.url}
             present = {"there": client.exists(name)}
             steps.do("register", runs.fingerprint({"twin": __version__, **served, **present}, [paths.gguf(quantization)]), do_register)
         return Whole(name, paths, steps.seconds, runs.read_json(paths.likelihood), not note, note)

@@ -11,6 +11,7 @@ from pathlib import Path
 import llama_cpp
 
 from twin.errors import StepError, UsageError, nearest
+from twin.llama import silence
 
 # llama.cpp's file types (llama.h, enum llama_ftype) that need no importance matrix.
 TYPES: dict[str, int] = {
@@ -38,6 +39,7 @@ def quantize(source: Path, target: Path, name: str) -> None:
     Raises:
         StepError: the library refused.
     """
+    silence()
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = TYPES[name]
     if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)):

@@ -180,7 +180,7 @@ class OllamaClient:
     # --- wire -------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _request(  # noqa: PLR0913
+    def _request(
         self,
         method: str,
         path: str,
@@ -242,7 +242,7 @@ class OllamaClient:
         text = text or _clean(raw[:MAX_ERROR_BYTES].decode("utf-8", "replace")) or response.reason_phrase
         hint = "See Ollama's log; it says more."
         if code in (401, 403, 407):
-            hint = "Something before Ollama wants a login, or forbids this: look at that proxy, or choose another --host."
+            hint = "A proxy before Ollama wants a login, or forbids this: see its settings, or choose another --host."
         elif code == 404:
             hint = "See which models it has: ollama list"
         elif 300 <= code < 400:
@@ -384,7 +384,7 @@ class OllamaClient:
             )
 
     def show(self, name: str) -> dict[str, Any]:
-        """Return what ``/api/show`` says of a model: ``template`` (the one in use), ``system``, ``parameters``, …
+        """Return what ``/api/show`` says of a model; its ``template`` is the one in use, whatever was asked for.
 
         Raises:
             StepError: no such model.

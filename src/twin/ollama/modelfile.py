@@ -1,10 +1,10 @@
-'''The Modelfile that people read and ``ollama create -f`` takes. twin itself registers over JSON, which loses nothing.
+"""The Modelfile that people read and ``ollama create -f`` takes. twin itself registers over JSON, which loses nothing.
 
 Not obvious: the grammar has no escapes. It drops every character that is not printable (joined emoji fall apart), and
 a quoted text ends at the first line that ends in three quotes. So text that people wrote is rewritten where it must
 be, and a comment says so; in a template or a stop, where each byte counts, the same is an error.
 Source: ``parser/parser.go`` of https://github.com/ollama/ollama
-'''
+"""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ def model_name(name: str) -> str:
     tag = name.rpartition("/")[2].partition(":")[2].lower()
     # Ollama sends what is asked of such a name to its own site, and a twin's prompts are private.
     if tag in ("cloud", "local") or tag.endswith("-cloud"):
-        raise UsageError(f"Ollama keeps the tag of '{name}' for itself: it says where a model runs.", "Choose another tag.")
+        raise UsageError(
+            f"Ollama keeps the tag of '{name}' for itself: it says where a model runs.", "Choose another tag."
+        )
     return name
 
 
@@ -58,7 +60,9 @@ def modelfile(
         GateError: a template, a stop or another value that the grammar can't hold.
     """
     if gguf_name != gguf_name.strip() or gguf_name.startswith('"') or not gguf_name.isprintable() or not gguf_name:
-        raise GateError(f"A Modelfile can't name the file {gguf_name!r}.", "Rename it: letters, digits, '-', '_' and '.'.")
+        raise GateError(
+            f"A Modelfile can't name the file {gguf_name!r}.", "Rename it: letters, digits, '-', '_' and '.'."
+        )
     parts = [
         "# For people, and for: ollama create NAME -f Modelfile. 'twin register' tells Ollama the same over JSON.",
         f"FROM ./{gguf_name}",
@@ -90,7 +94,7 @@ def _exact(text: str, what: str) -> str:
     if dropped:
         raise GateError(
             f"A Modelfile can't hold {what}: Ollama would drop {_names(dropped)}.",
-            "Write the character in the template as an escape, e.g. {{ \"\\u00a0\" }}.",
+            'Write the character in the template as an escape, e.g. {{ "\\u00a0" }}.',
         )
     if _closing_lines(text):
         raise GateError(

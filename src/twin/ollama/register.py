@@ -22,7 +22,7 @@ from twin.runs import file_digest
 from twin.templates import Family, render
 
 PARTIAL = "-twin-partial"
-_ODD = "  👩‍🚀 na\u00efve\u00a0e\u0301 שלום\u3000你好\r\n½ ٣ \\n {{ .System }} {{ \"\"\" }} \"\"\"\n<b> & 'q' \t"
+_ODD = '  👩‍🚀 na\u00efve\u00a0e\u0301 שלום\u3000你好\r\n½ ٣ \\n {{ .System }} {{ """ }} """\n<b> & \'q\' \t'
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,10 +98,11 @@ def first_difference(ours: str, theirs: str) -> str:
     return f"byte {at}: ours «{around(left)}», Ollama's «{around(right)}»"
 
 
-def register(  # noqa: PLR0913
+def register(
     client: OllamaClient,
     name: str,
     gguf: Path,
+    *,
     family: Family,
     system: str,
     parameters: Mapping[str, Any],
@@ -149,7 +150,9 @@ def register(  # noqa: PLR0913
         client.create(temporary, payload, reporter)
         checks = {"ollama": version}
         checks |= _check_settings(client, temporary, family, system, every)
-        checks |= _check_prompts(client, temporary, family, live_shapes(system), prompt_ids, reporter)
+        checks |= _check_prompts(
+            client, temporary, family=family, system=system, prompt_ids=prompt_ids, reporter=reporter
+        )
         client.copy(temporary, name)
     except BaseException:
         # Also when the user interrupts: nothing unproven stays behind, and its file can go only once it is unloaded.
@@ -157,7 +160,8 @@ def register(  # noqa: PLR0913
             with suppress(TwinError):
                 clean_up(temporary)
         raise
-    client.delete(temporary)
+    with suppress(TwinError):  # the model is registered; a leftover name is overwritten by the next registration
+        client.delete(temporary)
     with reporter.task(f"Warming {name}"):
         # The app gives up after 30 seconds, loading included: its first request should find the model loaded.
         _ask(client, name, live_shapes(system)[0].asked)
@@ -206,11 +210,13 @@ def _check_settings(
 def _check_prompts(
     client: OllamaClient,
     name: str,
+    *,
     family: Family,
-    shapes: Sequence[Shape],
+    system: str,
     prompt_ids: Callable[[Sequence[Turn]], int],
     reporter: Reporter,
 ) -> dict[str, str]:
+    shapes = live_shapes(system)
     counts = []
     with reporter.task("Checking the live model", total=len(shapes)) as task:
         for shape in shapes:

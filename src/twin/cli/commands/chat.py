@@ -71,7 +71,7 @@ def _backend(name: str, gguf: Path | None, host: str | None, stack: ExitStack) -
         client = OllamaClient(settings.register_.host)
         client.version()
         if not client.exists(name):
-            raise UsageError(f"Ollama at {client.host} has no model '{name}'.", f"Register it: twin register {name}")
+            raise UsageError(f"Ollama at {client.url} has no model '{name}'.", f"Register it: twin register {name}")
         return OllamaBackend(client, name)
     from twin import pipeline
 

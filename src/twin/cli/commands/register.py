@@ -42,7 +42,7 @@ def command(
     out = Output(json, quiet, verbose)
     settings = load_settings(register={"host": host, "num_ctx": num_ctx})
     done = pipeline.register(name, settings, out.reporter(), adapter, gguf, force, dry_run)
-    lines = [f"{done.model} is served at {done.host}" if done.created else f"{done.model} could be served at {done.host}"]
+    lines = [f"{done.model} {'could be' if dry_run else 'is'} served at {done.host}"]
     lines += [f"  {check}: {what}" for check, what in done.checks.items()]
     out.result(done.as_json(), [*lines, "Nothing was written (--dry-run)."] if dry_run else lines)
     if not dry_run:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -77,7 +78,8 @@ def show(done: Whole, out: Output) -> None:
 
     console = Console(highlight=False)
     times = ", ".join(f"{step} {'skipped' if value is None else f'{value:.0f} s'}" for step, value in done.seconds.items())
-    console.print(f"Steps: {times}", markup=False)
+    memory = done.as_json()["peak_rss_bytes"] / 1e9
+    console.print(f"Steps: {times}; peak memory {memory:.1f} GB", markup=False)
     losses = done.survival
     change = losses["gguf"]
     console.print(
@@ -95,7 +97,7 @@ def show(done: Whole, out: Output) -> None:
     for column in ("held-out prompt", "base model", "twin"):
         table.add_column(column, ratio=1, overflow="fold")
     for sample in losses["samples"]:
-        table.add_row(*(Text(sample[key]) for key in ("prompt", "base", "twin")))
+        table.add_row(*(Text(re.sub(r"\n{2,}", "\n", sample[key])) for key in ("prompt", "base", "twin")))
     console.print(table)
 
 

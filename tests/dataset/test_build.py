@@ -1,0 +1,208 @@
+"""Brain → rows as a whole: nothing vanishes without a reason, nothing depends on luck, nothing is said twice."""
+
+import socket
+from collections import Counter
+from datetime import datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from twin import prompt
+from twin.brain import load
+from twin.dataset import build
+from twin.errors import StepError
+from twin.records import Brain, Conversation, JournalEntry, Memory, Message, Personality
+from twin.settings import ExportSettings
+
+BEGIN = datetime(2024, 1, 1, 9)
+
+
+def chat(name, *said, at=BEGIN, step=timedelta(minutes=1)):
+    """Return a conversation of alternating other and Ana, beginning with the other."""
+    speakers = ("Beto", "Ana")
+    return Conversation(
+        name, tuple(Message(speakers[n % 2], text, at + n * step) for n, text in enumerate(said))
+    )
+
+
+def dataset(brain, **settings):
+    return build(brain, prompt.build(brain), ExportSettings(**settings))
+
+
+@pytest.fixture(scope="module")
+def sample(sample_brain):
+    return load([sample_brain])
+
+
+def test_the_sample_brain(sample):
+    data = dataset(sample)
+    assert set(data.kinds) == {"chat", "memory", "journal", "example"} | ({"fact"} & set(data.kinds))
+    assert sum(data.kinds.values()) == len(data.train) + len(data.val)
+    assert len(data.train) > 500
+    assert 0.05 < len(data.val) / (len(data.train) + len(data.val)) < 0.2
+    assert len({row.id for row in [*data.train, *data.val]}) == len(data.train) + len(data.val)
+    assert {row.kind for row in data.val} == {"chat"}
+
+
+def test_only_the_persons_own_words_are_learned(sample):
+    own = Counter(
+        message.text for talk in sample.conversations for message in talk.messages if message.speaker == sample.person
+    )
+    data = dataset(sample)
+    for row in [*data.train, *data.val]:
+        assert row.turns[-1].role == "assistant"
+        if row.kind == "chat":
+            lines = "\n".join(own)
+            assert all(line in lines for line in row.reply.split("\n"))
+
+
+def test_every_reply_of_the_sample_is_a_row_or_has_a_reason(sample):
+    data = dataset(sample, include_system=False)
+    chats = [row for row in [*data.train, *data.val] if row.kind == "chat"]
+    raw = dataset(sample, include_system=False, quality_filter=False, deduplicate=False)
+    everything = [row for row in [*raw.train, *raw.val] if row.kind == "chat"]
+    lost = len(raw.train) + len(raw.val) - len(data.train) - len(data.val)
+    added = Counter(data.dropped) - Counter(raw.dropped)
+    assert lost == added.total()
+    assert {row.id for row in chats} <= {row.id for row in everything}
+
+
+def test_what_stands_in_the_prompt_is_no_row_and_the_rest_is(sample):
+    system = prompt.build(sample)
+    data = build(sample, system, ExportSettings(deduplicate=False, quality_filter=False))
+    rows = {row.id for row in data.train if row.kind == "memory"}
+    assert rows == {memory.id for memory in sample.memories} - system.memory_ids
+    facts = {row.reply.casefold() for row in data.train if row.kind == "fact"}
+    assert len(facts) == len(set(sample.personality.facts) - system.facts)
+
+
+def test_the_same_brain_gives_the_same_rows(sample):
+    assert dataset(sample, seed=3) == dataset(sample, seed=3)
+
+
+def test_another_seed_gives_another_order_and_split(sample):
+    one, other = dataset(sample, seed=1), dataset(sample, seed=2)
+    assert [row.id for row in one.train] != [row.id for row in other.train]
+    assert {row.id for row in one.val} != {row.id for row in other.val}
+    assert {row.id for row in [*one.train, *one.val]} == {row.id for row in [*other.train, *other.val]}
+
+
+def test_nothing_is_truncated():
+    long = "word " * 5000 + "end"
+    data = dataset(Brain("Ana", (chat("c", "tell me", long),)), include_system=False)
+    assert [row.reply for row in data.train] == [long]
+
+
+@pytest.mark.parametrize("said", ["lol", "ok", "k", "👍", "हाँ", "はい", "да", "7", "¿"])
+def test_short_and_foreign_replies_stay(said):
+    data = dataset(Brain("Ana", (chat("c", "really?", said),)))
+    assert [row.reply for row in data.train] == [said]
+
+
+def test_the_prompt_is_put_first_and_can_be_left_out():
+    brain = Brain("Ana", (chat("c", "a?", "b", "c?", "d"),))
+    text = prompt.build(brain).text
+    assert {row.turns[0].content for row in dataset(brain, seed=1).train} == {text}
+    assert all(row.turns[0].role == "user" for row in dataset(brain, include_system=False).train)
+
+
+def test_validation_rows_always_carry_the_prompt(sample):
+    text = prompt.build(sample).text
+    data = dataset(sample, validation_split=0.5)
+    assert {row.turns[0].content for row in data.val} == {text}
+    bare = [row for row in data.train if row.turns[0].content != text]
+    assert 0.02 < len(bare) / len(data.train) < 0.25
+
+
+def test_an_empty_dataset_says_why():
+    brain = Brain("Ana", (chat("c", "look", "https://a.example", "x", "..", "y", "!!"),), skipped={"media": 3})
+    with pytest.raises(StepError) as caught:
+        dataset(brain)
+    assert caught.value.message == (
+        "The dataset is empty: no row of 'Ana' is left (media 3, punctuation only 2, links only 1)."
+    )
+    assert caught.value.hint == "Check --person, add conversations in which they answer, or try --no-quality-filter."
+    assert caught.value.exit_code == 4
+    assert len(dataset(brain, quality_filter=False).train) == 3
+
+
+def test_a_brain_in_which_nothing_was_said():
+    with pytest.raises(StepError, match=r"no row of 'Ana' is left \(nothing was said\)\."):
+        dataset(Brain("Ana"))
+
+
+def test_a_conversation_that_the_person_opens():
+    brain = Brain("Ana", (Conversation("c", (Message("Ana", "hi"), Message("Beto", "yo"), Message("Ana", "so"))),))
+    data = dataset(brain, include_system=False)
+    assert [[turn.content for turn in row.turns] for row in data.train] == [["yo", "so"]]
+    assert data.dropped == {"nothing was said before it": 1}
+
+
+def test_duplicates_are_dropped_once_with_a_reason():
+    brain = Brain("Ana", tuple(chat(f"c{n}", "how are you", "fine and you?") for n in range(4)))
+    data = dataset(brain, validation_split=0)
+    assert (len(data.train), data.dropped) == (1, {"duplicate": 3})
+    assert len(dataset(brain, validation_split=0, deduplicate=False).train) == 4
+
+
+def test_every_kind_of_row():
+    brain = Brain(
+        "Ana",
+        (chat("c", "tea?", "always"),),
+        (Memory("m#1", "Plays the accordion on sundays"),),
+        (JournalEntry("j.md", "slept in", "New year", datetime(2024, 1, 1)),),
+        Personality(name="Ana", response_examples=(("hi", "yo yo"),), facts=("Has two left feet",)),
+    )
+    nothing = prompt.SystemPrompt("You are Ana.", frozenset(), frozenset())
+    data = build(brain, nothing, ExportSettings(include_system=False))
+    assert data.kinds == {"chat": 1, "memory": 1, "journal": 1, "example": 1, "fact": 1}
+
+
+def test_ticks_count_the_rows_looked_at(sample):
+    ticks = []
+    settings = ExportSettings()
+    data = build(sample, prompt.build(sample), settings, lambda: ticks.append(1))
+    early = {"nothing was said before it", "WhatsApp's own message", "media", *sample.skipped}
+    filtered = sum(count for reason, count in data.dropped.items() if reason not in early)
+    assert len(ticks) == len(data.train) + len(data.val) + filtered
+
+
+def test_no_network_is_needed(sample, monkeypatch):
+    def refuse(*_args, **_kwargs):
+        raise AssertionError("the dataset reached for the network")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    assert dataset(sample).train
+
+
+# Bug in src: a naive datetime of the year 1 (Go's and .NET's "no time") has no timestamp: ValueError, a traceback.
+def test_the_zero_time_of_other_programs():
+    brain = Brain("Ana", (chat("c", "tea?", "always", at=datetime(1, 1, 1)),))
+    assert len(dataset(brain).train) == 1
+
+
+@given(
+    sides=st.lists(st.lists(st.booleans(), min_size=1, max_size=12), min_size=1, max_size=8),
+    share=st.floats(0, 0.5),
+    seed=st.integers(0, 9),
+)
+def test_replies_are_conserved(sides, share, seed):
+    """Each run of Ana's messages is a row or was dropped for a reason; no row is on both sides."""
+    numbers = iter(range(1000))
+    talks = tuple(
+        Conversation(f"c{n}", tuple(Message("Ana" if own else "Beto", f"said {next(numbers)}") for own in talk))
+        for n, talk in enumerate(sides)
+    )
+    runs = sum(own and not before for talk in sides for own, before in zip(talk, [False, *talk], strict=False))
+    openings = sum(talk[0] for talk in sides)
+    settings = ExportSettings(deduplicate=False, validation_split=share, seed=seed, include_system=False)
+    brain = Brain("Ana", talks)
+    if runs == openings:
+        with pytest.raises(StepError):
+            build(brain, prompt.build(brain), settings)
+        return
+    data = build(brain, prompt.build(brain), settings)
+    assert len(data.train) + len(data.val) == runs - openings
+    assert data.dropped.get("nothing was said before it", 0) == openings
+    assert {row.conversation_id for row in data.train}.isdisjoint(row.conversation_id for row in data.val)

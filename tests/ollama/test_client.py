@@ -1,0 +1,502 @@
+"""The client against servers that misbehave on the wire, and against a real Ollama."""
+
+from __future__ import annotations
+
+import hashlib
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import orjson
+import pytest
+from pytest_httpserver import HTTPServer
+from werkzeug import Request, Response
+
+from tests.ollama.conftest import Recorder
+from twin.errors import MachineError, StepError, TwinError, UsageError
+from twin.ollama import client as client_module
+from twin.ollama.client import OllamaClient, resolve_host
+from twin.progress import Silent
+from twin.records import Turn
+
+HI = [Turn("user", "hi")]
+CALLS: dict[str, Callable[[OllamaClient], object]] = {
+    "version": lambda client: client.version(),
+    "create": lambda client: client.create("me", {}, Silent()),
+    "show": lambda client: client.show("me"),
+    "exists": lambda client: client.exists("me"),
+    "copy": lambda client: client.copy("me", "you"),
+    "delete": lambda client: client.delete("me"),
+    "unload": lambda client: client.unload("me"),
+    "render": lambda client: client.render("me", HI),
+    "chat": lambda client: list(client.chat("me", HI)),
+    "has_blob": lambda client: client.has_blob("sha256:00"),
+}
+READING = sorted(CALLS.keys() - {"copy", "delete", "has_blob"})
+
+
+@pytest.fixture
+def client(httpserver: HTTPServer) -> Iterator[OllamaClient]:
+    with OllamaClient(httpserver.url_for(""), timeout=5) as made:
+        yield made
+
+
+def answer_all(server: HTTPServer, body: bytes, status: int = 200) -> None:
+    server.expect_request(__import__("re").compile(".*")).respond_with_data(body, status=status)
+
+
+def ndjson(*lines: object) -> bytes:
+    return b"".join(orjson.dumps(line) + b"\n" for line in lines)
+
+
+@contextmanager
+def raw_server(answer: bytes, read: int = 65536, reset: bool = False) -> Iterator[str]:
+    """A socket that answers every connection with ``answer`` and closes it, whatever HTTP says about its length."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    connection.recv(read)
+                    connection.sendall(answer)
+                    if reset:
+                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+# --- addresses ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("127.0.0.1", "http://127.0.0.1:11434"),
+        ("box:8080", "http://box:8080"),
+        ("my_box.lan", "http://my_box.lan:11434"),
+        (":8080", "http://127.0.0.1:8080"),
+        ("box:", "http://box:11434"),
+        ("http://box", "http://box:80"),
+        ("HTTPS://box", "https://box:443"),
+        ("https://box:1234/", "https://box:1234"),
+        ("https://box/behind/a/proxy/", "https://box:443/behind/a/proxy"),
+        ("0.0.0.0", "http://127.0.0.1:11434"),
+        ("0.0.0.0:9", "http://127.0.0.1:9"),
+        ("http://0.0.0.0", "http://127.0.0.1:80"),
+        ("::1", "http://[::1]:11434"),
+        ("[::]:9", "http://[::1]:9"),
+        ("[fe80::2]", "http://[fe80::2]:11434"),
+        (' "box" ', "http://box:11434"),
+    ],
+)
+def test_an_address_is_read_as_ollama_reads_it(given: str, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_host(given) == url
+    monkeypatch.setenv("OLLAMA_HOST", given)
+    assert resolve_host(None) == url
+
+
+def test_the_flag_wins_over_the_environment_over_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resolve_host() == "http://127.0.0.1:11434"
+    monkeypatch.setenv("OLLAMA_HOST", "env:1")
+    assert resolve_host() == "http://env:1"
+    assert resolve_host("") == "http://env:1"
+    assert resolve_host("flag:2") == "http://flag:2"
+
+
+@pytest.mark.parametrize(
+    "given",
+    ["ftp://box", "box:port", "box:70000", "box:0", "user:secret@box", "http://a b", "box:1:2", "-box", "[::1", "a?b"]
+    + ["[::1]x", "box:١٢", "https://box/#x", "é"],
+)
+def test_what_is_no_address_is_refused(given: str) -> None:
+    with pytest.raises(UsageError, match="is not an address"):
+        resolve_host(given)
+
+
+def test_a_wrong_environment_is_named_as_such(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OLLAMA_HOST", "box:port")
+    with pytest.raises(UsageError, match="OLLAMA_HOST"):
+        resolve_host()
+
+
+def test_this_machine_is_never_asked_through_a_proxy(httpserver: HTTPServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("HTTP_PROXY", "http_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    httpserver.expect_request("/api/version").respond_with_json({"version": "1"})
+    with OllamaClient(httpserver.url_for("")) as client:
+        assert client.version() == "1"
+
+
+def test_a_path_before_the_api_is_kept(httpserver: HTTPServer) -> None:
+    httpserver.expect_request("/proxy/api/version").respond_with_json({"version": "1"})
+    with OllamaClient(httpserver.url_for("/proxy/")) as client:
+        assert client.version() == "1"
+
+
+# --- failures -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("call", sorted(CALLS))
+def test_no_server(call: str) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+        with OllamaClient(address) as client, pytest.raises(MachineError) as caught:
+            CALLS[call](client)
+    assert caught.value.exit_code == 3
+    assert caught.value.message == f"No Ollama answers at http://{address}."
+    assert caught.value.hint == "Start it: ollama serve (or install it from https://ollama.com/download)"
+
+
+@pytest.mark.parametrize("code", [301, 400, 401, 403, 404, 500, 503])
+@pytest.mark.parametrize("call", sorted(CALLS.keys() - {"exists", "has_blob"}))
+def test_a_refusal_carries_the_servers_words(httpserver: HTTPServer, client: OllamaClient, call: str, code: int) -> None:
+    answer_all(httpserver, b'{"error":"the disk\\u001b[31m is\\nred"}', code)
+    with pytest.raises(StepError) as caught:
+        CALLS[call](client)
+    assert caught.value.message.endswith(f"({code}): the disk [31m is red")
+    assert caught.value.hint
+
+
+def test_refusals_have_their_own_hints(httpserver: HTTPServer, client: OllamaClient) -> None:
+    for code, words in ((401, "login"), (403, "login"), (404, "ollama list"), (302, "--host"), (500, "log")):
+        httpserver.clear()
+        answer_all(httpserver, b"", code)
+        with pytest.raises(StepError) as caught:
+            client.show("me")
+        assert words in caught.value.hint
+
+
+def test_a_long_refusal_is_cut(httpserver: HTTPServer, client: OllamaClient) -> None:
+    answer_all(httpserver, orjson.dumps({"error": "x" * 5000}), 500)
+    with pytest.raises(StepError) as caught:
+        client.show("me")
+    assert caught.value.message.count("x") == client_module.MAX_ERROR_CHARS - 1
+
+
+def test_a_refusal_that_is_no_json_is_shown_as_it_is(httpserver: HTTPServer, client: OllamaClient) -> None:
+    answer_all(httpserver, b"<html>Bad\xff Gateway</html>" + b"y" * 10**6, 502)
+    with pytest.raises(StepError, match=r"\(502\): <html>Bad. Gateway</html>y+…$"):
+        client.show("me")
+
+
+@pytest.mark.parametrize("body", [b"<html>hello</html>", b"[1]", b"\xff\x00", b"{"])
+@pytest.mark.parametrize("call", READING)
+def test_garbage(httpserver: HTTPServer, client: OllamaClient, call: str, body: bytes) -> None:
+    answer_all(httpserver, body)
+    with pytest.raises(StepError, match="is not Ollama's"):
+        CALLS[call](client)
+
+
+@pytest.mark.parametrize("call", READING)
+def test_an_empty_answer(httpserver: HTTPServer, client: OllamaClient, call: str) -> None:
+    answer_all(httpserver, b"")
+    with pytest.raises(StepError):
+        CALLS[call](client)
+
+
+@pytest.mark.parametrize(
+    ("call", "body"),
+    [
+        ("version", b'{"version": 3}'),
+        ("render", b'{"_debug_info": []}'),
+        ("chat", b'{"message": {"content": 7}}'),
+        ("chat", b'{"message": "hi"}'),
+    ],
+)
+def test_json_of_another_shape(httpserver: HTTPServer, client: OllamaClient, call: str, body: bytes) -> None:
+    answer_all(httpserver, body)
+    with pytest.raises(StepError):
+        CALLS[call](client)
+
+
+@pytest.mark.parametrize("call", sorted(CALLS))
+@pytest.mark.parametrize("reset", [False, True])
+def test_a_connection_cut_before_the_answer(call: str, reset: bool) -> None:
+    with raw_server(b"", reset=reset) as address, OllamaClient(address, timeout=5) as client:
+        with pytest.raises(StepError, match="broke while asked to"):
+            CALLS[call](client)
+
+
+@pytest.mark.parametrize("call", READING)
+def test_an_answer_cut_in_its_middle(call: str) -> None:
+    answer = b'HTTP/1.1 200 OK\r\nContent-Length: 9999\r\n\r\n{"message": {"content": "a"}, "status": "success"}\n'
+    with raw_server(answer) as address, OllamaClient(address, timeout=5) as client:
+        with pytest.raises(StepError, match="broke while asked to"):
+            CALLS[call](client)
+
+
+def test_what_is_not_http() -> None:
+    with raw_server(b"220 mail ready\r\n") as address, OllamaClient(address) as client:
+        with pytest.raises(StepError, match="broke while"):
+            client.version()
+
+
+def test_a_silent_server_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(client_module, "VERSION_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        with OllamaClient(f"127.0.0.1:{listener.getsockname()[1]}", timeout=0.2) as client:
+            for call in CALLS.values():
+                with pytest.raises(StepError, match=r"sent nothing for 0\.2 s"):
+                    call(client)
+
+
+def test_endless_answers_are_bounded(
+    httpserver: HTTPServer, client: OllamaClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for bound in ("MAX_BODY_BYTES", "MAX_LINE_BYTES", "MAX_STREAM_BYTES"):
+        monkeypatch.setattr(client_module, bound, 100_000)
+    answer_all(httpserver, b" " * 1_000_000)
+    for call in READING:
+        with pytest.raises(StepError, match="more than"):
+            CALLS[call](client)
+
+
+def test_text_that_no_json_can_hold(client: OllamaClient) -> None:
+    with pytest.raises(UsageError, match="can't be written as JSON"):
+        client.render("me", [Turn("user", "half \ud83d")])
+
+
+# --- create -------------------------------------------------------------------------------------------------------------
+
+
+def test_create_sends_the_model_and_shows_progress(
+    httpserver: HTTPServer, client: OllamaClient, recorder: Recorder
+) -> None:
+    asked = {"model": "me", "template": "{{ .Prompt }}", "stream": True}
+    httpserver.expect_ordered_request("/api/create", method="POST", json=asked).respond_with_data(
+        ndjson({"status": "parsing"}, {"status": "success"})
+    )
+    client.create("me", {"template": "{{ .Prompt }}"}, recorder)
+    assert list(recorder.totals) == ["Creating me in Ollama"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "words"),
+    [
+        ([{"status": "parsing"}], "last word was 'parsing'"),
+        ([{"status": "success"}, {"status": "more"}], "last word was 'more'"),
+        ([{"status": "parsing"}, {"error": "bad template", "status": 400}], "could not create 'me': bad template"),
+        ([{"status": "success"}, {"error": "too late"}], "too late"),
+        ([], "last word was 'nothing'"),
+    ],
+)
+def test_create_needs_success_last(
+    httpserver: HTTPServer, client: OllamaClient, lines: list[object], words: str
+) -> None:
+    answer_all(httpserver, ndjson(*lines))
+    with pytest.raises(StepError, match=words):
+        client.create("me", {}, Silent())
+
+
+# --- chat ---------------------------------------------------------------------------------------------------------------
+
+
+def test_chat_yields_pieces_and_counts(httpserver: HTTPServer, client: OllamaClient) -> None:
+    asked = {
+        "model": "me",
+        "messages": [{"role": "user", "content": "hi"}],
+        "stream": True,
+        "options": {"num_predict": 2},
+    }
+    httpserver.expect_ordered_request("/api/chat", json=asked).respond_with_data(
+        ndjson(
+            {"message": {"content": "hé"}, "done": False},
+            {"message": {"content": "!"}, "done": True, "prompt_eval_count": 7, "eval_count": True},
+        )
+    )
+    assert list(client.chat("me", HI, {"num_predict": 2})) == [
+        {"text": "hé", "prompt_eval_count": None, "eval_count": None, "done": False},
+        {"text": "!", "prompt_eval_count": 7, "eval_count": None, "done": True},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("last", "words"),
+    [
+        ([], "in the middle of a reply"),
+        ([{"error": "out of memory"}], "could not answer as 'me': out of memory"),
+        ([{"error": {"message": "deep"}}], "deep"),
+    ],
+)
+def test_a_reply_that_breaks_off(httpserver: HTTPServer, client: OllamaClient, last: list[object], words: str) -> None:
+    answer_all(httpserver, ndjson({"message": {"content": "half a"}, "done": False}, *last))
+    pieces = client.chat("me", HI)
+    assert next(pieces)["text"] == "half a"
+    with pytest.raises(StepError, match=words):
+        next(pieces)
+
+
+# --- exists, render -----------------------------------------------------------------------------------------------------
+
+
+def test_exists(httpserver: HTTPServer, client: OllamaClient) -> None:
+    answer_all(httpserver, b"{}")
+    assert client.exists("me")
+    httpserver.clear()
+    answer_all(httpserver, b"{\"error\":\"model 'me' not found\"}", 404)
+    assert not client.exists("me")
+
+
+@pytest.mark.parametrize(("code", "body"), [(404, b"no such page"), (400, b'{"error":"not found"}'), (500, b"")])
+def test_a_name_is_free_only_when_ollama_says_so(
+    httpserver: HTTPServer, client: OllamaClient, code: int, body: bytes
+) -> None:
+    answer_all(httpserver, body, code)
+    with pytest.raises(StepError):
+        client.exists("me")
+
+
+def test_a_server_that_shows_no_prompts(httpserver: HTTPServer, client: OllamaClient) -> None:
+    answer_all(httpserver, b'{"message": {"content": "a reply"}, "done": true}')
+    with pytest.raises(StepError, match="does not show the prompts"):
+        client.render("me", HI)
+
+
+# --- blobs --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def blob(tmp_path: Path) -> Path:
+    path = tmp_path / "model-q8_0.gguf"
+    path.write_bytes(b"\x00\xff" * 1_500_000)
+    return path
+
+
+def test_a_blob_that_is_there_is_not_sent(
+    httpserver: HTTPServer, client: OllamaClient, blob: Path, recorder: Recorder
+) -> None:
+    httpserver.expect_ordered_request("/api/blobs/sha256:00", method="HEAD").respond_with_data(b"")
+    client.upload_blob(blob, "sha256:00", recorder)
+    assert recorder.said == ["Ollama has model-q8_0.gguf already."]
+    httpserver.check()
+
+
+def test_a_blob_is_sent_whole_with_its_length(
+    httpserver: HTTPServer, client: OllamaClient, blob: Path, recorder: Recorder
+) -> None:
+    got = {}
+
+    def take(request: Request) -> Response:
+        got.update(length=request.headers["Content-Length"], data=request.get_data())
+        return Response(status=201)
+
+    httpserver.expect_ordered_request("/api/blobs/sha256:00", method="HEAD").respond_with_data(b"", status=404)
+    httpserver.expect_ordered_request("/api/blobs/sha256:00", method="POST").respond_with_handler(take)
+    client.upload_blob(blob, "sha256:00", recorder)
+    assert got == {"length": "3000000", "data": blob.read_bytes()}
+    title = "Uploading model-q8_0.gguf to Ollama"
+    assert (recorder.done[title], recorder.totals[title]) == (3_000_000, 3_000_000)
+
+
+def test_a_blob_with_another_digest_is_refused(httpserver: HTTPServer, client: OllamaClient, blob: Path) -> None:
+    httpserver.expect_request("/api/blobs/sha256:00", method="HEAD").respond_with_data(b"", status=404)
+    httpserver.expect_request("/api/blobs/sha256:00", method="POST").respond_with_data(
+        b'{"error":"digest mismatch"}', status=400
+    )
+    with pytest.raises(StepError, match=r"could not take model-q8_0.gguf \(400\): digest mismatch"):
+        client.upload_blob(blob, "sha256:00", Silent())
+
+
+@contextmanager
+def resetting_server(heads: list[bytes]) -> Iterator[str]:
+    """Answers HEADs in turn with the given status lines, and resets the connection in the middle of a POST's body."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listener.accept()
+                except OSError:
+                    return
+                with connection:
+                    while request := connection.recv(4096):
+                        if not request.startswith(b"HEAD"):
+                            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                            break
+                        connection.sendall(b"HTTP/1.1 " + heads.pop(0) + b"\r\nContent-Length: 0\r\n\r\n")
+
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+
+
+def test_a_reset_upload_counts_when_the_blob_is_there_afterwards(blob: Path) -> None:
+    heads = [b"404 Not Found", b"200 OK"]
+    with resetting_server(heads) as address, OllamaClient(address) as client:
+        client.upload_blob(blob, "sha256:00", Silent())
+    assert heads == []
+
+
+def test_a_reset_upload_fails_when_the_blob_is_not_there(blob: Path) -> None:
+    heads = [b"404 Not Found", b"404 Not Found"]
+    with resetting_server(heads) as address, OllamaClient(address) as client:
+        with pytest.raises(StepError, match="broke while asked to take model-q8_0.gguf"):
+            client.upload_blob(blob, "sha256:00", Silent())
+    assert heads == []
+
+
+def test_a_file_that_is_not_there(httpserver: HTTPServer, client: OllamaClient, tmp_path: Path) -> None:
+    answer_all(httpserver, b"", 404)
+    with pytest.raises(UsageError, match="does not exist"):
+        client.upload_blob(tmp_path / "none.gguf", "sha256:00", Silent())
+
+
+# --- a real one ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.ollama
+def test_a_real_server_takes_a_blob_once_and_refuses_a_wrong_digest(ollama: str, blob: Path, recorder: Recorder) -> None:
+    digest = "sha256:" + hashlib.sha256(blob.read_bytes()).hexdigest()
+    with OllamaClient(ollama) as client:
+        assert client.version()
+        assert not client.has_blob(digest)
+        client.upload_blob(blob, digest, Silent())
+        assert client.has_blob(digest)
+        client.upload_blob(blob, digest, recorder)
+        assert recorder.said == ["Ollama has model-q8_0.gguf already."]
+        with pytest.raises(StepError, match="digest mismatch"):
+            client.upload_blob(blob, "sha256:" + "0" * 64, Silent())
+
+
+@pytest.mark.ollama
+def test_a_real_server_resets_an_upload_of_what_it_has(
+    ollama: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    big = tmp_path / "big.gguf"
+    big.write_bytes(b"\x01" * 20_000_000)
+    digest = "sha256:" + hashlib.sha256(big.read_bytes()).hexdigest()
+    with OllamaClient(ollama) as client:
+        client.upload_blob(big, digest, Silent())
+        # As if another process had brought it between our HEAD and our POST.
+        answers = iter([False])
+        ask = client.has_blob
+        monkeypatch.setattr(client, "has_blob", lambda name: next(answers, None) is None and ask(name))
+        client.upload_blob(big, digest, Silent())
+
+
+@pytest.mark.ollama
+@pytest.mark.parametrize("call", ["show", "copy", "delete", "render", "chat"])
+def test_a_real_server_and_a_model_that_is_not_there(ollama: str, call: str) -> None:
+    with OllamaClient(ollama) as client:
+        assert not client.exists("me")
+        with pytest.raises(TwinError, match=r"\(404\): model .me. not found"):
+            CALLS[call](client)
+
+
+@pytest.mark.ollama
+def test_a_real_server_and_a_file_that_is_no_model(ollama: str, blob: Path) -> None:
+    digest = "sha256:" + hashlib.sha256(blob.read_bytes()).hexdigest()
+    with OllamaClient(ollama) as client:
+        client.upload_blob(blob, digest, Silent())
+        with pytest.raises(StepError, match="could not create 'me'"):
+            client.create("me", {"files": {"model.gguf": digest}}, Silent())
+        assert not client.exists("me")

@@ -1,0 +1,223 @@
+"""The Modelfile read back by a port of Ollama's parser, and that port checked against the real one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from twin.errors import GateError, UsageError
+from twin.ollama.client import OllamaClient
+from twin.ollama.modelfile import model_name, modelfile
+from twin.templates import load_family
+
+FAMILY = load_family("chatml")
+GGUF = "model-q8_0.gguf"
+
+
+def parse(text: str) -> list[tuple[str, str]]:
+    """``parser.ParseFile`` of Ollama 0.33 in Python, without the checks of command names."""
+    found: list[tuple[str, str]] = []
+    state, name, buffer = "nil", "", ""
+    for char in text:
+        blank, end = char in " \t", char in "\r\n"
+        if state == "comment":
+            state = "nil" if end else state
+        elif state == "nil":
+            if char == "#":
+                state = "comment"
+            elif not blank and not end:
+                state, buffer = "name", char
+        elif state in ("name", "parameter"):
+            if blank:
+                if state == "name" and buffer.lower() == "parameter":
+                    state = "parameter"
+                else:
+                    state, name = "value", buffer.lower()
+                buffer = ""
+            else:
+                assert char.isascii() and (char.isalnum() or char == "_"), f"no command: {buffer}{char}"
+                buffer += char
+        elif blank or end:
+            value = unquote(buffer.strip())
+            if value is None or blank:
+                buffer += char
+            else:
+                found.append((name, value))
+                state, buffer = "nil", ""
+        elif char.isprintable():
+            buffer += char
+    if state == "value":
+        value = unquote(buffer.strip())
+        assert value is not None, "unexpected EOF"
+        found.append((name, value))
+    else:
+        assert state in ("nil", "comment"), "unexpected EOF"
+    return found
+
+
+def unquote(text: str) -> str | None:
+    for mark in ('"""', '"'):
+        if text.startswith(mark):
+            return text[len(mark) : -len(mark)] if len(text) >= 2 * len(mark) and text.endswith(mark) else None
+    return text
+
+
+def dropped(text: str) -> str:
+    return "".join(char for char in text if char.isprintable() or char in "\t\r\n")
+
+
+def test_the_whole_file() -> None:
+    text = modelfile(GGUF, FAMILY, "You write as Chirag.", {"temperature": 0.7, "num_ctx": 4096}, "Apache 2.0\nText")
+    assert text == (
+        "# For people, and for: ollama create NAME -f Modelfile. 'twin register' tells Ollama the same over JSON.\n"
+        "FROM ./model-q8_0.gguf\n"
+        f'TEMPLATE """{FAMILY.go}"""\n'
+        'PARAMETER stop """<|im_end|>"""\n'
+        "PARAMETER temperature 0.7\n"
+        "PARAMETER num_ctx 4096\n"
+        'SYSTEM """You write as Chirag."""\n'
+        'LICENSE """Apache 2.0\nText"""\n'
+    )
+
+
+def test_it_reads_back() -> None:
+    system = ' "Quoted"\r\n\tand """ inside\n\n# no comment\nFROM nowhere\n'
+    family = FAMILY.model_copy(update={"stops": ["<|im_end|>", '"', '"""', "\n\n", "User:"]})
+    read = parse(modelfile(GGUF, family, system, {"temperature": 1e-05, "num_ctx": 8192, "use_mmap": True}, "L"))
+    assert read == [
+        ("from", f"./{GGUF}"),
+        ("template", FAMILY.go),
+        *[("stop", stop) for stop in family.stops],
+        ("temperature", "1e-05"),
+        ("num_ctx", "8192"),
+        ("use_mmap", "true"),
+        ("system", system),
+        ("license", "L"),
+    ]
+
+
+def test_no_system_and_no_license_leave_no_line() -> None:
+    assert [name for name, _ in parse(modelfile(GGUF, FAMILY, "", {}))] == ["from", "template", "stop"]
+
+
+text = st.text(st.sampled_from('"\'\n\r\t #a\u00a0\u200d\u3000👩é') | st.characters(exclude_categories=["Cs"]), max_size=30)
+
+
+@given(text, text)
+@example('"""\n', '"\u200d""\r\n')
+@example('a"""\n"""', '"""')
+@example('""""""\n\n', '"')
+@example('x"""  \u00a0\ny', '\n"""\n')
+def test_any_prose_parses_and_only_what_is_named_is_lost(system: str, license_text: str) -> None:
+    written = modelfile(GGUF, FAMILY, system, {"num_ctx": 4096}, license_text)
+    read = dict(parse(written))
+    for command, meant in (("system", system), ("license", license_text)):
+        got = read.get(command, "")
+        assert got.replace("'''", '"""') == dropped(meant).replace("'''", '"""')
+        if got != meant:
+            assert f"of this {command.upper()}" in written or f"end this {command.upper()}" in written
+    assert read["num_ctx"] == "4096"
+    assert read["template"] == FAMILY.go
+
+
+def test_what_is_lost_is_said() -> None:
+    written = modelfile(GGUF, FAMILY, "hi 👩‍🚀\u00a0there", {})
+    assert (
+        "# 'ollama create' drops characters of this SYSTEM: U+00A0, U+200D. "
+        "The JSON registration of 'twin register' keeps them.\n" in written
+    )
+    assert 'SYSTEM """hi 👩‍🚀\u00a0there"""' in written
+    assert "drops" not in modelfile(GGUF, FAMILY, "hi ❤️ é ½ ٣ 你好\r\n\tx", {})
+
+
+def test_quotes_that_would_close_are_rewritten_and_it_is_said() -> None:
+    written = modelfile(GGUF, FAMILY, 'say """\nnow', {})
+    assert "SYSTEM \"\"\"say '''\nnow\"\"\"" in written
+    assert "# Three quotes at a line's end would end this SYSTEM" in written
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"go": '{{ "\u00a0" }}'}, r"the Go template of chatml: Ollama would drop U\+00A0"),
+        ({"go": '{{ `"""\n` }}'}, "three quotes at the end of a line"),
+        ({"stops": ["\u200d"]}, "the parameter stop"),
+        ({"stops": ['"""\nx']}, "three quotes"),
+        ({"stops": [""]}, "can't hold '' as stop"),
+    ],
+)
+def test_a_template_or_stop_that_would_change_is_refused(change: dict[str, object], words: str) -> None:
+    with pytest.raises(GateError, match=words):
+        modelfile(GGUF, FAMILY.model_copy(update=change), "", {})
+
+
+@pytest.mark.parametrize(
+    ("gguf", "parameters", "system"),
+    [
+        ("a\nSYSTEM x", {}, ""),
+        (" a.gguf", {}, ""),
+        ("", {}, ""),
+        (GGUF, {"num ctx": 1}, ""),
+        (GGUF, {"temperature": float("nan")}, ""),
+        (GGUF, {"temperature": None}, ""),
+        (GGUF, {}, "half \ud83d"),
+    ],
+)
+def test_other_values_that_the_grammar_cannot_hold(gguf: str, parameters: dict[str, object], system: str) -> None:
+    with pytest.raises(GateError):
+        modelfile(gguf, FAMILY, system, parameters)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["me", "_me", "chirag-v1", "Me.v1:q4_K_M", "ns/me", "a-b/me:1", "box.lan:5000/ns/me", "m" * 80, "me:" + "t" * 80],
+)
+def test_names_that_ollama_takes(name: str) -> None:
+    assert model_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "-me", ".me", "my twin", "mé", "me:", ":tag", "a/b/c/d", "/me", "n.s/me", "me\n", "m" * 81, "me:a:b"]
+    + ["http://box/ns/me", "me@sha", "../me"],
+)
+def test_names_that_it_refuses(name: str) -> None:
+    with pytest.raises(UsageError, match="can't be a model's name"):
+        model_name(name)
+
+
+@pytest.mark.parametrize("name", ["me:cloud", "me:v1-CLOUD", "ns/me:local"])
+def test_names_that_would_leave_the_machine(name: str) -> None:
+    with pytest.raises(UsageError, match="keeps the tag"):
+        model_name(name)
+
+
+@pytest.mark.ollama
+def test_the_real_parser_reads_what_the_port_reads(
+    ollama: str, ollama_binary: str, gguf: Path, tmp_path: Path
+) -> None:
+    system = ' "Hi" 👩‍🚀\u00a0é\u3000 """ x\r\n\tsay """\n\n"""\n""\u200d"\n# x\nFROM y \n'
+    family = FAMILY.model_copy(update={"stops": ["<|im_end|>", '"', "\n\n"]})
+    written = modelfile(GGUF, family, system, {"temperature": 0.25, "num_ctx": 2048}, 'License """\n\u000c"x"')
+    (tmp_path / "Modelfile").write_bytes(written.encode())
+    (tmp_path / GGUF).symlink_to(gguf)
+    environ = {**os.environ, "OLLAMA_HOST": ollama, "HOME": str(tmp_path)}
+    done = subprocess.run(
+        [ollama_binary, "create", "by-file", "-f", str(tmp_path / "Modelfile")],
+        env=environ, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-500:]
+    with OllamaClient(ollama) as client:
+        shown = client.show("by-file")
+        client.delete("by-file")
+    read = dict(parse(written))
+    assert shown["template"] == family.go
+    assert shown["system"] == read["system"]
+    assert shown["license"] == read["license"]
+    for line in ("temperature 0.25", "num_ctx 2048", 'stop "<|im_end|>"', 'stop "\\""', 'stop "\\n\\n"'):
+        assert line in " ".join(shown["parameters"].split())

@@ -1,0 +1,246 @@
+"""Registration on a real Ollama: what passes, and that each way of serving another prompt is refused by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pytest_httpserver import HTTPServer
+
+from tests.ollama.conftest import Recorder
+from twin.errors import GateError, StepError, TwinError, UsageError
+from twin.ollama.client import OllamaClient
+from twin.ollama.register import PARTIAL, Registration, first_difference, live_shapes, partial_name, register
+from twin.progress import Reporter, Silent
+from twin.records import Turn
+from twin.templates import Family, load_family, render
+
+FAMILY = load_family("chatml")
+SYSTEM = "You write as Chirag. 👩‍🚀\u00a0He says \"ok\"\"\".\r\nNo {{ .Prompt }}."
+PARAMETERS = {"temperature": 0.7, "num_ctx": 2048}
+Count = Callable[[Sequence[Turn]], int]
+
+
+# --- plain functions ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "said"),
+    [
+        ("abc", "abX", "byte 2: ours «abc<end>», Ollama's «abX<end>»"),
+        ("abc", "ab", "byte 2: ours «abc<end>», Ollama's «ab<end>»"),
+        ("é", "è", "byte 1: ours «\\xe9<end>», Ollama's «\\xe8<end>»"),
+        ("x" * 50 + "\n", "x" * 50 + " ", f"byte 50: ours «…{'x' * 20}\\n<end>», Ollama's «…{'x' * 20} <end>»"),
+    ],
+)
+def test_the_first_difference_is_shown_from_both_sides(ours: str, theirs: str, said: str) -> None:
+    assert first_difference(ours, theirs) == said
+
+
+def test_the_temporary_name_is_one_that_ollama_takes() -> None:
+    assert partial_name("me") == f"me{PARTIAL}"
+    assert partial_name("ns/me:v1") == f"ns/me:v1{PARTIAL}"
+    assert partial_name("box:5000/ns/me") == f"box:5000/ns/me{PARTIAL}"
+    assert len(partial_name("m" * 80)) == 80
+    assert len(partial_name("me:" + "t" * 80)) == 83
+
+
+def test_the_shapes_put_the_models_own_system_first_unless_one_leads() -> None:
+    for shape in live_shapes("S"):
+        leads = shape.asked[0].role == "system"
+        assert shape.meant == (shape.asked if leads else (Turn("system", "S"), *shape.asked))
+    assert all(shape.meant == shape.asked for shape in live_shapes(""))
+
+
+# --- a server that can't be right ---------------------------------------------------------------------------------------
+
+
+def test_a_server_that_fails_half_way_leaves_no_temporary_model(httpserver: HTTPServer, tmp_path: Path) -> None:
+    gguf = tmp_path / "model-q8_0.gguf"
+    gguf.write_bytes(b"GGUF")
+    httpserver.expect_request("/api/version").respond_with_json({"version": "0.33.0"})
+    httpserver.expect_request("/api/show").respond_with_json({"error": "model 'me' not found"}, status=404)
+    httpserver.expect_request("/api/blobs/" + DIGEST, method="HEAD").respond_with_data(b"")
+    httpserver.expect_request("/api/create").respond_with_data(b'{"status":"parsing"}\n{"error":"no llama-quantize"}\n')
+    httpserver.expect_request("/api/chat").respond_with_json({"error": "not found"}, status=404)
+    httpserver.expect_request("/api/delete", json={"model": "me" + PARTIAL}).respond_with_data(b"")
+    with OllamaClient(httpserver.url_for("")) as client, pytest.raises(StepError, match="no llama-quantize"):
+        run(client, gguf, lambda turns: 1)
+    paths = [request.path for request, _ in httpserver.log]
+    assert paths[-1] == "/api/delete"
+    assert "/api/copy" not in paths
+
+
+DIGEST = "sha256:" + __import__("hashlib").sha256(b"GGUF").hexdigest()
+
+
+# --- a real one ---------------------------------------------------------------------------------------------------------
+
+
+def run(
+    client: OllamaClient,
+    gguf: Path,
+    count: Count,
+    name: str = "me",
+    family: Family = FAMILY,
+    force: bool = False,
+    reporter: Reporter | None = None,
+) -> Registration:
+    return register(
+        client,
+        name,
+        gguf,
+        family=family,
+        system=SYSTEM,
+        parameters=PARAMETERS,
+        license_text="Apache 2.0\n",
+        prompt_ids=count,
+        force=force,
+        reporter=reporter or Silent(),
+    )
+
+
+class Meddling(OllamaClient):
+    """A client whose server makes of a request something else, as Ollama itself does for some models."""
+
+    change: Mapping[str, Any] = {}
+
+    def create(self, name: str, payload: Mapping[str, Any], reporter: Reporter) -> None:
+        super().create(name, {**payload, **self.change}, reporter)
+
+
+@pytest.fixture(scope="module")
+def count(tokenizer: Any) -> Count:
+    return lambda turns: len(tokenizer.encode(render(FAMILY, turns), add_special_tokens=False))
+
+
+@pytest.fixture(scope="module")
+def registered(ollama: str, gguf: Path, count: Count) -> tuple[Registration, Recorder]:
+    recorder = Recorder()
+    with OllamaClient(ollama) as client:
+        return run(client, gguf, count, reporter=recorder), recorder
+
+
+@pytest.fixture
+def client(ollama: str, registered: object) -> Iterator[Meddling]:
+    """A server that has an older model 'me', which every test must leave as it was, and nothing temporary."""
+    with Meddling(ollama) as made:
+        before = made.show("me")
+        yield made
+        after = made.show("me")
+        assert after == before
+        assert not made.exists(partial_name("me"))
+
+
+@pytest.mark.ollama
+def test_a_model_that_passes(ollama: str, registered: tuple[Registration, Recorder]) -> None:
+    registration, recorder = registered
+    assert (registration.model, registration.host, registration.created) == ("me", ollama, True)
+    assert registration.checks.keys() == {"ollama", "template", "system", "parameters", "rendering", "prompt ids"}
+    assert recorder.done["Checking the live model"] == len(live_shapes(SYSTEM))
+    assert recorder.said[-1].startswith(f"Ollama serves me at {ollama}")
+    with OllamaClient(ollama) as client:
+        shown = client.show("me")
+        assert (shown["template"], shown["system"], shown["license"]) == (FAMILY.go, SYSTEM, "Apache 2.0\n")
+        assert not client.exists(partial_name("me"))
+        pieces = list(client.chat("me", [Turn("user", "Say ok.")], {"num_predict": 4, "temperature": 0}))
+    assert "".join(piece["text"] for piece in pieces)
+    assert pieces[-1]["done"] and pieces[-1]["eval_count"] in range(1, 5)
+
+
+@pytest.mark.ollama
+def test_a_name_in_use_needs_force(client: Meddling, gguf: Path, count: Count) -> None:
+    with pytest.raises(UsageError) as caught:
+        run(client, gguf, count)
+    assert "has a model 'me' already" in caught.value.message
+    assert "--force" in caught.value.hint
+
+
+@pytest.mark.ollama
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            {"template": FAMILY.go.replace('"<|im_start|>"', '"<|im_Start|>"', 1)},
+            r"uses another one \(byte \d+: ours «.*im_start.*», Ollama's «.*im_Start.*»\)",
+        ),
+        ({"parameters": PARAMETERS}, "'stop' should be '<|im_end|>' and Ollama has nothing"),
+        ({"parameters": {**PARAMETERS, "stop": ["<|im_end|>", "User:"]}}, "'stop' should be .*User:"),
+        ({"parameters": {"stop": FAMILY.stops, "temperature": 0.7}}, "'num_ctx' should be 2048 and Ollama has nothing"),
+        ({"parameters": {"stop": FAMILY.stops, **PARAMETERS, "top_k": 3}}, "'top_k' should be nothing"),
+        ({"system": SYSTEM.replace("\u00a0", " ")}, r"did not keep the system prompt \(byte 3\d: .*xa0.*»"),
+    ],
+)
+def test_a_server_that_keeps_something_else_is_named(
+    client: Meddling, gguf: Path, count: Count, change: Mapping[str, Any], words: str
+) -> None:
+    client.change = change
+    with pytest.raises(GateError, match=words) as caught:
+        run(client, gguf, count, force=True)
+    assert caught.value.exit_code == 5
+    assert caught.value.hint
+
+
+@pytest.mark.ollama
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ("<|im_end|>\\n", "<|im_end|>", r"byte \d+: ours «.*\\n.*», Ollama's «"),  # the line end behind a turn
+        ("<|im_start|>assistant\\n", "<|im_start|>assistant", "ours «.*\\\\n<end>», Ollama's «.*assistant<end>»"),
+        (".Messages", "(slice .Messages 1)", "For a user's message Ollama would not send what was trained"),
+    ],
+)
+def test_a_pair_that_renders_two_things_is_named(
+    client: Meddling, gguf: Path, count: Count, before: str, after: str, words: str
+) -> None:
+    family = FAMILY.model_copy(update={"go": FAMILY.go.replace(before, after, 1)})
+    assert family.go != FAMILY.go
+    with pytest.raises(GateError, match=words):
+        run(client, gguf, count, family=family, force=True)
+
+
+@pytest.mark.ollama
+def test_other_ids_are_named(client: Meddling, gguf: Path, count: Count) -> None:
+    with pytest.raises(GateError, match=r"gives the model \d+ ids and training gave it \d+") as caught:
+        run(client, gguf, lambda turns: count(turns) + 1, force=True)
+    assert "BOS" in caught.value.hint
+    # Another tokenizer may agree on plain text: the unusual characters are there for that.
+    odd = live_shapes(SYSTEM)[4].meant
+    with pytest.raises(GateError, match="For unusual characters Ollama gives"):
+        run(client, gguf, lambda turns: count(turns) - (tuple(turns) == odd), force=True)
+
+
+@pytest.mark.ollama
+def test_a_gguf_whose_own_jinja_would_be_used_is_named(
+    client: Meddling, gguf: Path, count: Count, tmp_path: Path
+) -> None:
+    data = gguf.read_bytes()
+    words = b"You are a helpful AI assistant named SmolLM, trained by Hugging Face"
+    at = data.index(words)
+    native = tmp_path / "native.gguf"
+    native.write_bytes(data[:at] + b"Here are your tools: ".ljust(len(words), b".") + data[at + len(words) :])
+    with pytest.raises(GateError, match="uses another one, the Jinja inside the GGUF") as caught:
+        run(client, native, count, force=True)
+    assert "mentions tools" in caught.value.hint
+
+
+@pytest.mark.ollama
+def test_an_interrupted_registration_leaves_nothing(client: Meddling, gguf: Path, count: Count) -> None:
+    def interrupt(turns: Sequence[Turn]) -> int:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(client, gguf, interrupt, force=True)
+
+
+@pytest.mark.ollama
+def test_force_replaces_a_model(ollama: str, registered: object, gguf: Path, count: Count) -> None:
+    with OllamaClient(ollama) as client:
+        client.copy("me", "old")
+        registration = run(client, gguf, count, name="old", force=True)
+        assert not registration.created
+        client.delete("old")
+        with pytest.raises(TwinError):
+            client.show("old")
