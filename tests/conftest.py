@@ -17,7 +17,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 
 CACHE = cache_dir().absolute()
 # Tests leave the folder that a relative PYTHONPATH was meant for, and their subprocesses need it too.
-PYTHONPATH = os.pathsep.join(str(Path(part).absolute()) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part)
+PYTHONPATH = os.pathsep.join(
+    str(Path(part).absolute()) for part in os.environ.get("PYTHONPATH", "").split(os.pathsep) if part
+)
 ISOLATED = ("TWIN_", "HF_", "HUGGINGFACE_", "XDG_", "OLLAMA_", "CLICOLOR")
 ISOLATED_NAMES = {"FORCE_COLOR", "NO_COLOR", "PY_COLORS", "COLORTERM", "TERM", "COLUMNS", "LINES", "TZ", "REGISTER"}
 

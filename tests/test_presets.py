@@ -70,7 +70,12 @@ def test_a_name_that_looks_like_nothing_lists_all():
 def test_a_preset_of_the_users_own():
     Path("own.toml").write_text(OWN, "utf-8")
     preset = load_preset("own.toml")
-    assert (preset.name, preset.model, preset.training.lora_r, preset.serving.num_ctx) == ("own", "owner/model", 8, 4096)
+    assert (preset.name, preset.model, preset.training.lora_r, preset.serving.num_ctx) == (
+        "own",
+        "owner/model",
+        8,
+        4096,
+    )
 
 
 def test_a_missing_preset_file():
@@ -135,6 +140,4 @@ def test_rows_longer_than_what_is_served_are_refused():
     with pytest.raises(StepError) as caught:
         plan_training(TrainSettings(max_length=8192), load_preset("smollm2-135m"))
     assert caught.value.message == "max_length 8192 is longer than the 4096 tokens that are served."
-    assert (
-        caught.value.hint == "Use --max-length 4096 or a preset of your own with a larger num_ctx."
-    )
+    assert caught.value.hint == "Use --max-length 4096 or a preset of your own with a larger num_ctx."

@@ -71,7 +71,9 @@ def test_importance_sorts_and_ties_keep_their_order():
 
 
 def test_what_does_not_fit_is_left_for_rows():
-    many = tuple(Memory(f"m#{n}", f"Memory number {n} about the old clock tower", importance=n / 100) for n in range(100))
+    many = tuple(
+        Memory(f"m#{n}", f"Memory number {n} about the old clock tower", importance=n / 100) for n in range(100)
+    )
     prompt = build(replace(WREN, memories=many))
     kept = len(prompt.memory_ids)
     assert 0 < kept < 100
@@ -103,7 +105,9 @@ def test_the_estimate_bounds_the_real_tokenizer_on_the_sample_brain(sample_brain
 
 
 # Bug in src: the estimate is said to be "from above", and is not: rare words of up to six letters count one.
-@pytest.mark.parametrize("text", ["Drinks black tea with honey, never milk", "Zofia i Jerzy, Gdynia Chylonia", "zqxjvk"])
+@pytest.mark.parametrize(
+    "text", ["Drinks black tea with honey, never milk", "Zofia i Jerzy, Gdynia Chylonia", "zqxjvk"]
+)
 def test_the_estimate_bounds_the_real_tokenizer(tokenizer, text):
     assert len(tokenizer(text, add_special_tokens=False)["input_ids"]) <= estimate_tokens(text)
 

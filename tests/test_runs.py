@@ -146,7 +146,11 @@ def test_writing_without_permission():
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**53), 2**53)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
@@ -164,7 +168,10 @@ def test_json_comes_back(value):
         (b"", "'x.json' is not JSON: Input is a zero-length, empty document: line 1 column 1 (char 0)."),
         (b'{"a": ', "'x.json' is not JSON: unexpected end of data: line 1 column 7 (char 6)."),
         (b"[1]", "'x.json' should hold a JSON object."),
-        (b'{"a": "caf\xe9"}', "'x.json' is not JSON: str is not valid UTF-8: surrogates not allowed: line 1 column 1 (char 0)."),
+        (
+            b'{"a": "caf\xe9"}',
+            "'x.json' is not JSON: str is not valid UTF-8: surrogates not allowed: line 1 column 1 (char 0).",
+        ),
     ],
 )
 def test_a_broken_json(data, message):

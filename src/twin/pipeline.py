@@ -2,7 +2,7 @@
 
     brain ──export──▶ data/ ──train──▶ adapters/NAME ──gguf──▶ model-q4_k_m.gguf ──register──▶ Ollama
 
-A step's name is its folder's: ``dataset`` for export (from ``brain``), ``training``, ``gguf``, ``evaluate``, ``ollama``.
+A step leads to its folder: ``brain`` and ``dataset`` for export, ``training``, ``gguf``, ``evaluate``, ``ollama``.
 What two features need of one another is put together here and nowhere else. Heavy imports stand inside the functions.
 """
 
@@ -122,20 +122,26 @@ def export(sources: Sequence[Path], settings: Settings, reporter: Reporter, dry_
         built = dataset.build(person, system, own, task.advance)
     paths = DatasetPaths(own.output)
     result = Exported(
-        person.person, paths, len(built.train), len(built.val), built.dropped, built.kinds, time.perf_counter() - started
+        person.person,
+        paths,
+        len(built.train),
+        len(built.val),
+        built.dropped,
+        built.kinds,
+        time.perf_counter() - started,
     )
     if dry_run:
         return result
-    with runs.exclusive(paths.root), ExitStack() as files:
-        full, train_file, val_file = (
-            files.enter_context(runs.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
-        )
-        for rows, part in ((built.train, train_file), (built.val, val_file)):
-            for row in rows:
-                line = to_line(row, own.format, person.person)
-                full.write(line)
-                part.write(line)
     with runs.exclusive(paths.root):
+        with ExitStack() as files:
+            full, train_file, val_file = (
+                files.enter_context(runs.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
+            )
+            for rows, part in ((built.train, train_file), (built.val, val_file)):
+                for row in rows:
+                    line = to_line(row, own.format, person.person)
+                    full.write(line)
+                    part.write(line)
         report = result.as_json() | {
             "twin": __version__,
             "format": own.format,
@@ -243,7 +249,9 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
 
         find_converter(settings.gguf.llama_cpp, reporter)
     else:
-        reporter.say("llama-cpp-python is not installed: training works, the GGUF step needs pip install 'twin-llm[gguf]'")
+        reporter.say(
+            "llama-cpp-python is not installed: training works, the GGUF step needs pip install 'twin-llm[gguf]'"
+        )
     return family
 
 
@@ -283,7 +291,11 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
         "system_prompt_tokens": len(tokenizer(rows.system, add_special_tokens=False)["input_ids"]),
         "plan": plan.model_dump(),
         "dataset": {
-            "train": {"path": str(rows.train_path), "sha256": runs.file_digest(rows.train_path), "rows": len(rows.train)},
+            "train": {
+                "path": str(rows.train_path),
+                "sha256": runs.file_digest(rows.train_path),
+                "rows": len(rows.train),
+            },
             "val": (
                 {"path": str(rows.val_path), "sha256": runs.file_digest(rows.val_path), "rows": len(rows.val)}
                 if rows.val_path
@@ -538,7 +550,9 @@ class Survival:
 def base_gguf(base: BaseModel, family: Family, quantization: str, settings: Settings, reporter: Reporter) -> Path:
     """Return the base model's own GGUF, made once into the user's cache, to measure against."""
     weights = {file.name: file.stat().st_size for file in sorted(base.folder.glob("*.safetensors"))}
-    key = runs.fingerprint({"base": base.name, "weights": weights, "family": family.model_dump(), "twin": __version__}, [])
+    key = runs.fingerprint(
+        {"base": base.name, "weights": weights, "family": family.model_dump(), "twin": __version__}, []
+    )
     target = runs.cache_dir() / "base-gguf" / f"{key[:16]}-{quantization}.gguf"
     if not target.exists():
         _make_gguf(base, None, family, {quantization: target}, [], settings, reporter)
@@ -567,7 +581,9 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
     plan = record["plan"]
     samples = _chat_samples(rows, load_tokenizer(base), family, plan["max_length"])
     if not samples:
-        raise StepError("There are no held-out conversations to measure on.", "Raise --validation-split and export again.")
+        raise StepError(
+            "There are no held-out conversations to measure on.", "Raise --validation-split and export again."
+        )
     reference = base_gguf(base, family, quantization, settings, reporter)
     # Every third of the conversations gives one prompt, from its middle: openings are alike in any chat.
     by_conversation: dict[str, list[Example]] = {}
@@ -844,16 +860,28 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
             register(name, settings, reporter, adapter=paths.root, force=force or ours)
             return [paths.modelfile]
 
-        steps.do("export", runs.fingerprint({"twin": __version__, **settings.export.model_dump(mode="json")}, found), do_export)
-        steps.do("train", runs.fingerprint({"twin": __version__, **plan.model_dump()}, [data.train, data.val]), do_train)
+        steps.do(
+            "export",
+            runs.fingerprint({"twin": __version__, **settings.export.model_dump(mode="json")}, found),
+            do_export,
+        )
+        steps.do(
+            "train", runs.fingerprint({"twin": __version__, **plan.model_dump()}, [data.train, data.val]), do_train
+        )
         adapter = [paths.adapter_config, paths.adapter_weights]
-        steps.do("gguf", runs.fingerprint({"twin": __version__, **settings.gguf.model_dump(mode="json")}, adapter), do_gguf)
+        steps.do(
+            "gguf", runs.fingerprint({"twin": __version__, **settings.gguf.model_dump(mode="json")}, adapter), do_gguf
+        )
         measured = [paths.gguf(quantization), data.val]
         steps.do("evaluate", runs.fingerprint({"twin": __version__}, measured), do_evaluate)
         if not note:
             served = settings.register_.model_dump(mode="json") | {"host": client.url}
             present = {"there": client.exists(name)}
-            steps.do("register", runs.fingerprint({"twin": __version__, **served, **present}, [paths.gguf(quantization)]), do_register)
+            steps.do(
+                "register",
+                runs.fingerprint({"twin": __version__, **served, **present}, [paths.gguf(quantization)]),
+                do_register,
+            )
         return Whole(name, paths, steps.seconds, runs.read_json(paths.likelihood), not note, note)
 
 

@@ -91,7 +91,9 @@ def load_preset(name: str) -> Preset:
         return Preset.model_validate({"name": title, **tomllib.loads(text)})
     except (tomllib.TOMLDecodeError, ValidationError) as error:
         detail = str(error).splitlines()
-        raise UsageError(f"Preset '{name}' can't be read: {' '.join(detail[1:3] or detail)}.", "Mend that key.") from None
+        raise UsageError(
+            f"Preset '{name}' can't be read: {' '.join(detail[1:3] or detail)}.", "Mend that key."
+        ) from None
 
 
 class TrainPlan(BaseModel):

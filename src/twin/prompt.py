@@ -27,7 +27,7 @@ def estimate_tokens(text: str) -> int:
     """Return an estimate from above of ``text``'s length in tokens of any byte-level or SentencePiece vocabulary.
 
     The dataset is built without a tokenizer. A word of the Latin alphabet counts one token for its first six letters
-    and one for every three more, a digit or mark one, any other character its UTF-8 bytes (the worst a byte fallback does).
+    and one for every three more, a digit or mark one, any other its UTF-8 bytes (a byte fallback at its worst).
     """
     total = 0
     for piece in _PIECES.findall(text):

@@ -148,7 +148,7 @@ def load_settings(**flags: Mapping[str, Any]) -> Settings:
     """
     _check_toml(Path(SETTINGS_FILE))
     _check_environment(os.environ)
-    given = {
+    given: dict[str, Any] = {
         section: {key: value for key, value in values.items() if value is not None and value != []}
         for section, values in flags.items()
     }
@@ -159,6 +159,9 @@ def load_settings(**flags: Mapping[str, Any]) -> Settings:
         where = ".".join(str(part) for part in first["loc"])
         hint = first["msg"].removeprefix("Input should be").strip()
         if first["type"] == "literal_error":
-            hint = nearest(str(first["input"]), [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")])
+            hint = nearest(
+                str(first["input"]),
+                [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")],
+            )
             raise UsageError(f"'{first['input']}' is no {where}.", hint) from None
         raise UsageError(f"{where} can't be {first['input']!r}.", f"It should be {hint}.") from None

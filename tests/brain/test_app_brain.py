@@ -108,25 +108,36 @@ def test_wrong_types_are_left_out_and_counted():
 
 
 json_values = st.recursive(
-    st.none() | st.booleans() | st.integers(-5, 5) | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers(-5, 5)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=4),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
     max_leaves=6,
 )
 rows = st.lists(
     st.dictionaries(
-        st.sampled_from(["context", "response", "timestamp", "source", "memory", "id", "importance", "category"]), json_values
+        st.sampled_from(["context", "response", "timestamp", "source", "memory", "id", "importance", "category"]),
+        json_values,
     )
     | json_values,
     max_size=4,
 )
 profiles = st.dictionaries(
-    st.sampled_from(["name", "common_phrases", "emoji_patterns", "typing_quirks", "facts", "response_examples"]), json_values
+    st.sampled_from(["name", "common_phrases", "emoji_patterns", "typing_quirks", "facts", "response_examples"]),
+    json_values,
 )
 
 
 @given(
     st.fixed_dictionaries(
-        {}, optional={"personality_profile": profiles | json_values, "training_examples": rows, "memories": rows | json_values}
+        {},
+        optional={
+            "personality_profile": profiles | json_values,
+            "training_examples": rows,
+            "memories": rows | json_values,
+        },
     )
 )
 def test_any_json_is_read_without_a_crash(value):
@@ -153,5 +164,14 @@ def test_a_truncated_download(cut):
 
 # Bug in src: memories without an id of their own share "#None", and the ones outside the prompt are lost with the one inside.
 def test_memories_without_an_id_have_ids_of_their_own():
-    items, _ = read({"memories": [{"id": None, "memory": "a"}, {"id": None, "memory": "b"}, {"memory": "c"}, {"id": 2, "memory": "d"}]})
+    items, _ = read(
+        {
+            "memories": [
+                {"id": None, "memory": "a"},
+                {"id": None, "memory": "b"},
+                {"memory": "c"},
+                {"id": 2, "memory": "d"},
+            ]
+        }
+    )
     assert len({item.id for item in items}) == 4

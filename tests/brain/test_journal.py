@@ -31,7 +31,10 @@ def test_without_a_date(file):
 
 
 def test_an_impossible_date_is_counted_and_the_entry_kept():
-    assert read("x", "2024-02-31.md") == ([JournalEntry("j/2024-02-31.md", "x")], {"journal with an impossible date": 1})
+    assert read("x", "2024-02-31.md") == (
+        [JournalEntry("j/2024-02-31.md", "x")],
+        {"journal with an impossible date": 1},
+    )
 
 
 @pytest.mark.parametrize("content", ["# Only a title\n", "\n\n", "#  T \n \n"])

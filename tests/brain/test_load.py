@@ -33,9 +33,7 @@ def test_the_sample_brain(sample_brain):
     assert {name for name in chats if name.startswith("WhatsApp")} == {
         f"WhatsApp Chat with {name}.txt" for name in ("Bea", "Mum", "Ravi", "Tobi")
     }
-    assert all(
-        "Wren Halloran" in {message.speaker for message in chat.messages} for chat in brain.conversations
-    )
+    assert all("Wren Halloran" in {message.speaker for message in chat.messages} for chat in brain.conversations)
     assert len(brain.journals) == len(list((sample_brain / "journal").glob("*.md")))
     assert len(brain.memories) > 50
     assert all(0 <= memory.importance <= 1 for memory in brain.memories)
@@ -161,7 +159,11 @@ def test_nothing_but_unknown_files():
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", CHAT.replace("hi", "café").encode("latin-1"), "'a.txt' is not UTF-8 text (byte 28 can't be decoded)."),
+        (
+            "a.txt",
+            CHAT.replace("hi", "café").encode("latin-1"),
+            "'a.txt' is not UTF-8 text (byte 28 can't be decoded).",
+        ),
         ("a.md", "café".encode("latin-1"), "'a.md' is not UTF-8 text (byte 3 can't be decoded)."),
         ("a.json", b'{"memories": [{"memory": "ca', "'a.json' is broken JSON: unexpected end of data at line 1."),
         (

@@ -46,7 +46,9 @@ def export(messages, style, line_end="\n"):
     return line_end.join(lines).replace("\n", line_end) + line_end
 
 
-letters = st.characters(exclude_categories=["Cs", "Cc", "Cn", "Zl", "Zp", "Zs"], exclude_characters="\u200e\u200f\u202a\u202c\ufeff")
+letters = st.characters(
+    exclude_categories=["Cs", "Cc", "Cn", "Zl", "Zp", "Zs"], exclude_characters="\u200e\u200f\u202a\u202c\ufeff"
+)
 words = st.text(letters | st.sampled_from(" \n:,-[]<>"), min_size=1, max_size=40)
 
 

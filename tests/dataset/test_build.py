@@ -21,9 +21,7 @@ BEGIN = datetime(2024, 1, 1, 9)
 def chat(name, *said, at=BEGIN, step=timedelta(minutes=1)):
     """Return a conversation of alternating other and Ana, beginning with the other."""
     speakers = ("Beto", "Ana")
-    return Conversation(
-        name, tuple(Message(speakers[n % 2], text, at + n * step) for n, text in enumerate(said))
-    )
+    return Conversation(name, tuple(Message(speakers[n % 2], text, at + n * step) for n, text in enumerate(said)))
 
 
 def dataset(brain, **settings):

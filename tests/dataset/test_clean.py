@@ -19,7 +19,9 @@ def spoken(*texts):
     return Brain("Ana", (Conversation("c", tuple(Message("Ana", text) for text in texts)),))
 
 
-@pytest.mark.parametrize("reply", ["lol", "ok", "k", "no", "👍", "<3", "हाँ", "はい", "да", "7", "a.", "see https://x.y"])
+@pytest.mark.parametrize(
+    "reply", ["lol", "ok", "k", "no", "👍", "<3", "हाँ", "はい", "да", "7", "a.", "see https://x.y"]
+)
 def test_words_stay(reply):
     assert reason_to_drop(row(reply), quality_filter=True) is None
 
@@ -67,7 +69,11 @@ def test_normalise_is_idempotent_and_keeps_words(asked, reply):
 def test_habits_are_the_persons_own():
     brain = Brain(
         "Ana",
-        (Conversation("c", (Message("Ana", "hi"), Message("Ana", "So."), Message("Beto", "LOUD."), Message("Ana", "7"))),),
+        (
+            Conversation(
+                "c", (Message("Ana", "hi"), Message("Ana", "So."), Message("Beto", "LOUD."), Message("Ana", "7"))
+            ),
+        ),
     )
     assert habits(brain) == Habits(starts_lowercase=0.5, ends_with_full_stop=1 / 3)
     assert habits(Brain("Ana")) == Habits(0.0, 1.0)

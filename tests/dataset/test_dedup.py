@@ -29,7 +29,9 @@ def test_near_duplicates_of_long_rows():
 
 
 def test_a_shared_beginning_is_no_duplicate():
-    assert reasons(row(LONG + "we had cake"), row(LONG[:100] + " anyway i am moving to the coast in may with the dog")) == [
+    assert reasons(
+        row(LONG + "we had cake"), row(LONG[:100] + " anyway i am moving to the coast in may with the dog")
+    ) == [
         None,
         None,
     ]

@@ -52,7 +52,9 @@ def test_a_memory_as_a_row():
 
 
 def test_a_reply_is_in_the_persons_hand():
-    brain = Brain("Ana", memories=(Memory("m#1", "Plays the Accordion."),), personality=Personality(facts=("Is TALL.",)))
+    brain = Brain(
+        "Ana", memories=(Memory("m#1", "Plays the Accordion."),), personality=Personality(facts=("Is TALL.",))
+    )
     hand = Habits(starts_lowercase=1.0, ends_with_full_stop=0.0)
     assert [row.reply for row, _ in memory_rows(brain, NOTHING, hand)] == ["plays the accordion"]
     assert [row.reply for row, _ in fact_rows(brain, NOTHING, hand)] == ["is tall"]
@@ -69,10 +71,16 @@ def test_journals_are_asked_for_by_date_and_title():
     at = datetime(2024, 3, 5, 12)
     brain = Brain(
         "Ana",
-        journals=(JournalEntry("a.md", "slept in", "New year", at), JournalEntry("b.md", "one two three four five six")),
+        journals=(
+            JournalEntry("a.md", "slept in", "New year", at),
+            JournalEntry("b.md", "one two three four five six"),
+        ),
     )
     rows = list(journal_rows(brain))
-    assert asked(rows) == ["What did you write down on 5 March 2024, New year?", "How was it? I mean one two three four"]
+    assert asked(rows) == [
+        "What did you write down on 5 March 2024, New year?",
+        "How was it? I mean one two three four",
+    ]
     assert [(row.reply, when) for row, when in rows] == [
         ("slept in", at.timestamp()),
         ("one two three four five six", None),

@@ -17,7 +17,13 @@ GROUP = Example(
     "chat.txt:3-4",
     "chat.txt#0",
     "chat",
-    (Turn("system", "Be Ana."), Turn("user", "hi\nyou"), Turn("assistant", "yo"), Turn("user", "é?"), Turn("assistant", "so")),
+    (
+        Turn("system", "Be Ana."),
+        Turn("user", "hi\nyou"),
+        Turn("assistant", "yo"),
+        Turn("user", "é?"),
+        Turn("assistant", "so"),
+    ),
     other="Beto",
 )
 
@@ -106,14 +112,25 @@ def test_other_tools_rows_learn_every_reply():
     rows = read(
         {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]},
         b"\n",
-        {"conversations": [{"from": "system", "value": "s"}, {"from": "user", "value": "a"}, {"from": "gpt", "value": "b"}]},
+        {
+            "conversations": [
+                {"from": "system", "value": "s"},
+                {"from": "user", "value": "a"},
+                {"from": "gpt", "value": "b"},
+            ]
+        },
         {"instruction": "a", "input": "more", "output": "b"},
         {"id": 7, "kind": "chat", "instruction": "a", "output": "b", "history": None, "system": None},
     )
     assert [(row.id, row.conversation_id, row.kind, row.every_reply) for row in rows] == [
         (f"rows.jsonl:{number}", f"rows.jsonl:{number}", "chat", True) for number in (1, 3, 4, 5)
     ]
-    assert [[turn.content for turn in row.turns] for row in rows] == [["a", "b"], ["s", "a", "b"], ["a\nmore", "b"], ["a", "b"]]
+    assert [[turn.content for turn in row.turns] for row in rows] == [
+        ["a", "b"],
+        ["s", "a", "b"],
+        ["a\nmore", "b"],
+        ["a", "b"],
+    ]
 
 
 def test_what_follows_the_last_reply_is_left_out():

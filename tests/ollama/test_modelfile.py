@@ -105,7 +105,8 @@ def test_no_system_and_no_license_leave_no_line() -> None:
     assert [name for name, _ in parse(modelfile(GGUF, FAMILY, "", {}))] == ["from", "template", "stop"]
 
 
-text = st.text(st.sampled_from('"\'\n\r\t #a\u00a0\u200d\u3000👩é') | st.characters(exclude_categories=["Cs"]), max_size=30)
+tricky = st.sampled_from("\"'\n\r\t #a\u00a0\u200d\u3000👩é")
+text = st.text(tricky | st.characters(exclude_categories=["Cs"]), max_size=30)
 
 
 @given(text, text)
@@ -137,7 +138,7 @@ def test_what_is_lost_is_said() -> None:
 
 def test_quotes_that_would_close_are_rewritten_and_it_is_said() -> None:
     written = modelfile(GGUF, FAMILY, 'say """\nnow', {})
-    assert "SYSTEM \"\"\"say '''\nnow\"\"\"" in written
+    assert 'SYSTEM """say \'\'\'\nnow"""' in written
     assert "# Three quotes at a line's end would end this SYSTEM" in written
 
 
@@ -183,8 +184,24 @@ def test_names_that_ollama_takes(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", "-me", ".me", "my twin", "mé", "me:", ":tag", "a/b/c/d", "/me", "n.s/me", "me\n", "m" * 81, "me:a:b"]
-    + ["http://box/ns/me", "me@sha", "../me"],
+    [
+        "",
+        "-me",
+        ".me",
+        "my twin",
+        "mé",
+        "me:",
+        ":tag",
+        "a/b/c/d",
+        "/me",
+        "n.s/me",
+        "me\n",
+        "m" * 81,
+        "me:a:b",
+        "http://box/ns/me",
+        "me@sha",
+        "../me",
+    ],
 )
 def test_names_that_it_refuses(name: str) -> None:
     with pytest.raises(UsageError, match="can't be a model's name"):
@@ -198,9 +215,7 @@ def test_names_that_would_leave_the_machine(name: str) -> None:
 
 
 @pytest.mark.ollama
-def test_the_real_parser_reads_what_the_port_reads(
-    ollama: str, ollama_binary: str, gguf: Path, tmp_path: Path
-) -> None:
+def test_the_real_parser_reads_what_the_port_reads(ollama: str, ollama_binary: str, gguf: Path, tmp_path: Path) -> None:
     system = ' "Hi" 👩‍🚀\u00a0é\u3000 """ x\r\n\tsay """\n\n"""\n""\u200d"\n# x\nFROM y \n'
     family = FAMILY.model_copy(update={"stops": ["<|im_end|>", '"', "\n\n"]})
     written = modelfile(GGUF, family, system, {"temperature": 0.25, "num_ctx": 2048}, 'License """\n\u000c"x"')

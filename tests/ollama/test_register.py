@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ from twin.records import Turn
 from twin.templates import Family, load_family, render
 
 FAMILY = load_family("chatml")
-SYSTEM = "You write as Chirag. 👩‍🚀\u00a0He says \"ok\"\"\".\r\nNo {{ .Prompt }}."
+SYSTEM = 'You write as Chirag. 👩‍🚀\u00a0He says "ok""".\r\nNo {{ .Prompt }}.'
 PARAMETERS = {"temperature": 0.7, "num_ctx": 2048}
+DIGEST = "sha256:" + hashlib.sha256(b"GGUF").hexdigest()
 Count = Callable[[Sequence[Turn]], int]
 
 
-# --- plain functions ----------------------------------------------------------------------------------------------------
+# --- plain functions ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -54,7 +56,7 @@ def test_the_shapes_put_the_models_own_system_first_unless_one_leads() -> None:
     assert all(shape.meant == shape.asked for shape in live_shapes(""))
 
 
-# --- a server that can't be right ---------------------------------------------------------------------------------------
+# --- a server that can't be right -----------------------------------------------------------------------------------
 
 
 def test_a_server_that_fails_half_way_leaves_no_temporary_model(httpserver: HTTPServer, tmp_path: Path) -> None:
@@ -73,10 +75,7 @@ def test_a_server_that_fails_half_way_leaves_no_temporary_model(httpserver: HTTP
     assert "/api/copy" not in paths
 
 
-DIGEST = "sha256:" + __import__("hashlib").sha256(b"GGUF").hexdigest()
-
-
-# --- a real one ---------------------------------------------------------------------------------------------------------
+# --- a real one -----------------------------------------------------------------------------------------------------
 
 
 def run(

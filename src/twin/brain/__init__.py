@@ -1,4 +1,4 @@
-"""Files and folders of a person's own words → one Brain. Each layout is one file in ``importers/``, found by discovery."""
+"""Files and folders of a person's own words → one Brain. Each layout is a file in ``importers/``, by discovery."""
 
 from __future__ import annotations
 
@@ -62,7 +62,8 @@ def _who(person: str | None, profile: str, conversations: Sequence[Conversation]
     if person is not None:
         if person not in speakers and person != profile:
             raise UsageError(
-                f"'{person}' never speaks in this brain.", f"{nearest(person, speakers or ['nobody'])} Speakers: {listing}."
+                f"'{person}' never speaks in this brain.",
+                f"{nearest(person, speakers or ['nobody'])} Speakers: {listing}.",
             )
         return person
     if profile:
@@ -104,5 +105,7 @@ def load(sources: Sequence[Path], person: str | None = None) -> Brain:
     spoken = _speakers(conversations)[who] + len(journals) + len(personality.response_examples)
     if not spoken:
         listing = ", ".join(f"{name} ({count})" for name, count in _speakers(conversations).most_common(12)) or "nobody"
-        raise UsageError(f"'{who}' never speaks in this brain.", f"Say who is meant with --person NAME. Speakers: {listing}.")
+        raise UsageError(
+            f"'{who}' never speaks in this brain.", f"Say who is meant with --person NAME. Speakers: {listing}."
+        )
     return Brain(who, tuple(conversations), tuple(memories), tuple(journals), personality, dict(skipped))

@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     from twin.cli.app import app
 
-    usage_error = typer.BadParameter.__bases__[0]
+    usage_error: type[Exception] = typer.BadParameter.__bases__[0]
     given = sys.argv[1:] if arguments is None else arguments
     output = Output(json="--json" in given)
     try:

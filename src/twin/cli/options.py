@@ -12,11 +12,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-Q", help="No progress.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Show every step and its time.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Check and count everything; write nothing.")]
 Sources = Annotated[
-    list[Path] | None, typer.Argument(help="Files and folders of exports, in any mix. Default: ./brain", show_default=False)
+    list[Path] | None,
+    typer.Argument(help="Files and folders of exports, in any mix. Default: ./brain", show_default=False),
 ]
 Host = Annotated[str | None, typer.Option(help="Ollama's address. Default: OLLAMA_HOST, else 127.0.0.1:11434")]
 Quantization = Annotated[
-    list[str] | None, typer.Option("-q", "--quantization", help="llama.cpp quantization; may be repeated. Default: q4_k_m")
+    list[str] | None,
+    typer.Option("-q", "--quantization", help="llama.cpp quantization; may be repeated. Default: q4_k_m"),
 ]
 LlamaCpp = Annotated[Path | None, typer.Option(help="Your own llama.cpp checkout, for its converter.")]
 Preset = Annotated[str | None, typer.Option(help="A preset, or your own preset.toml. See: twin presets list")]

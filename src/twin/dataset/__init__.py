@@ -1,7 +1,7 @@
 """Brain → rows. Pure functions on iterators; ``build`` puts them together.
 
-    conversations → sessions (window) → examples (window) ┐
-    memories, facts, journals, response examples (facts) ─┴→ clean → dedup → split → system prompt → formats
+conversations → sessions (window) → examples (window) ┐
+memories, facts, journals, response examples (facts) ─┴→ clean → dedup → split → system prompt → formats
 """
 
 from __future__ import annotations
@@ -88,5 +88,5 @@ def build(
     if settings.include_system:
         train = with_system(train, prompt.text, reworded(brain), settings.seed)
         val = with_system(val, prompt.text, prompt.text, settings.seed, share=0)
-    kinds = Counter(example.kind for example in [*train, *val])
+    kinds: Counter[str] = Counter(example.kind for example in [*train, *val])
     return Dataset(tuple(train), tuple(val), dict(dropped), dict(kinds))

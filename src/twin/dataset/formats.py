@@ -33,16 +33,20 @@ def _chatml(example: Example, person: str) -> dict[str, Any]:
 def _alpaca(example: Example, person: str) -> dict[str, Any]:
     system, turns = _system_of(example)
     history = [[ask.content, answer.content] for ask, answer in zip(turns[:-2:2], turns[1:-2:2], strict=True)]
-    return {"system": system, "instruction": turns[-2].content, "input": "", "output": example.reply, "history": history}
+    return {
+        "system": system,
+        "instruction": turns[-2].content,
+        "input": "",
+        "output": example.reply,
+        "history": history,
+    }
 
 
 def _sharegpt(example: Example, person: str) -> dict[str, Any]:
     system, turns = _system_of(example)
     return {
         "system": system,
-        "conversations": [
-            {"from": "human" if turn.role == "user" else "gpt", "value": turn.content} for turn in turns
-        ],
+        "conversations": [{"from": "human" if turn.role == "user" else "gpt", "value": turn.content} for turn in turns],
     }
 
 

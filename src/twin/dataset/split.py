@@ -27,7 +27,9 @@ def held_out(conversations: Sequence[tuple[str, float | None]], settings: Export
     return set(random.Random(settings.seed).sample(names, count))  # noqa: S311 - a reproducible split, no secret
 
 
-def split(rows: Sequence[tuple[Example, float | None]], settings: ExportSettings) -> tuple[list[Example], list[Example]]:
+def split(
+    rows: Sequence[tuple[Example, float | None]], settings: ExportSettings
+) -> tuple[list[Example], list[Example]]:
     """Return (train, val).
 
     Chats are held out by conversation. By time, whatever else is dated after the first held-out conversation is held

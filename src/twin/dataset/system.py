@@ -23,7 +23,7 @@ def _number(seed: int, conversation_id: str) -> float:
 def with_system(
     rows: Iterable[Example], prompt: str, other: str, seed: int, share: float = OTHER_SHARE
 ) -> list[Example]:
-    """Return the rows, each with a system turn first, except a ``share`` of conversations: half with ``other``, half with none."""
+    """Return the rows with a system turn first; of a ``share`` of conversations half have ``other``, half none."""
     done: list[Example] = []
     for row in rows:
         number = _number(seed, row.conversation_id)

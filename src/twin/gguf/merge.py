@@ -45,10 +45,13 @@ def merge(base: Path, adapter: Path | None, family: Family, target: Path) -> Non
             wrapped = peft.PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
         except (RuntimeError, ValueError, KeyError) as error:
             raise UsageError(
-                f"The adapter in '{adapter}' does not fit the base model: {str(error).splitlines()[0]}", "Name its base: --base"
+                f"The adapter in '{adapter}' does not fit the base model: {str(error).splitlines()[0]}",
+                "Name its base: --base",
             ) from None
         if not any(bool(weight.any()) for name, weight in wrapped.named_parameters() if "lora_B" in name):
-            raise GateError(f"The adapter in '{adapter}' changes nothing: all of it is zero.", "Train again: twin train")
+            raise GateError(
+                f"The adapter in '{adapter}' changes nothing: all of it is zero.", "Train again: twin train"
+            )
         model = wrapped.merge_and_unload(safe_merge=True)
     model.to(torch.float16).save_pretrained(target, safe_serialization=True)
     for name in _TOKENIZER_FILES:

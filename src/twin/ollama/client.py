@@ -88,8 +88,8 @@ def resolve_host(value: str | None = None) -> str:
 def _host_and_port(address: str) -> tuple[str | None, str | None]:
     """Split ``address``; the port is empty where there is none, and a part is None where it is no host or port."""
     if address.startswith("["):
-        inner, _, after = address[1:].partition("]")
-        host, port = inner, after.removeprefix(":") if after in ("", ":") or after.startswith(":") else "?"
+        host, closed, after = address[1:].partition("]")
+        port = after.removeprefix(":") if closed and after[:1] in ("", ":") else "?"
     elif address.count(":") == 1:
         host, _, port = address.partition(":")
     else:

@@ -42,9 +42,7 @@ class Family(BaseModel):
 
 def family_names() -> list[str]:
     """Return the families whose pair exists."""
-    return sorted(
-        folder.name for folder in resources.files(__name__).iterdir() if (folder / "family.toml").is_file()
-    )
+    return sorted(folder.name for folder in resources.files(__name__).iterdir() if (folder / "family.toml").is_file())
 
 
 def load_family(name: str) -> Family:
@@ -69,7 +67,7 @@ def load_family(name: str) -> Family:
 @cache
 def _compiled(jinja: str) -> Any:
     # The switches of transformers' own rendering: a template must mean the same there and here.
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=False)  # noqa: S701
+    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, autoescape=False)
     return environment.from_string(jinja)
 
 

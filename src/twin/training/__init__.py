@@ -1,1 +1,1 @@
-"""Rows → a LoRA adapter. ``samples`` says what a reply is, ``prefix_tree`` what is computed once, ``backend_hf`` trains."""
+"""Rows → a LoRA adapter: ``samples`` says what a reply is, ``prefix_tree`` what is shared, ``backend_hf`` trains."""

@@ -1,7 +1,9 @@
 """Attention over a prefix tree on a CPU: no work for the empty part of the mask.
 
 Plain products and a softmax, not ``scaled_dot_product_attention``: with a mask, its CPU kernel took 2.2 times as long
-(forward and backward, bfloat16, 250 queries and 530 keys). A dense mask over a pack of T tokens costs T² though most of it is empty. Here each root's unbranched chain (the shared
+(forward and backward, bfloat16, 250 queries and 530 keys).
+
+A dense mask over a pack of T tokens costs T² though most of it is empty. Here each root's unbranched chain (the shared
 system prompt) attends to itself, and each subtree below it attends to that chain and to itself: exactly the same sums.
 Registered with transformers as the attention ``prefix_tree``; a pack's blocks travel with the call.
 Imported late: torch and transformers are at the top.
@@ -69,7 +71,9 @@ def prepared(pack: Pack, dtype: torch.dtype, device: torch.device | str = "cpu")
     return [
         replace(
             block,
-            mask=torch.zeros(block.mask.shape, dtype=dtype).masked_fill_(~block.mask, torch.finfo(dtype).min).to(device),
+            mask=torch.zeros(block.mask.shape, dtype=dtype)
+            .masked_fill_(~block.mask, torch.finfo(dtype).min)
+            .to(device),
         )
         for block in blocks(pack)
     ]
@@ -103,7 +107,7 @@ def prefix_tree_attention(
     heads, groups = query.shape[1], key.shape[1]
     query = query * (query.shape[-1] ** -0.5 if scaling is None else scaling)
     sizes = [block.stop - block.start for block in prefix_tree]
-    # Split once, not sliced a block: the backward of a split is one concatenation, that of a slice a zeroed tensor each.
+    # Split once, not sliced a block: the backward of a split is one concatenation, that of each slice a zeroed tensor.
     own_queries = query[0].split(sizes, dim=1)
     own_keys = dict(zip((block.start for block in prefix_tree), key[0].split(sizes, dim=1), strict=True))
     own_values = dict(zip((block.start for block in prefix_tree), value[0].split(sizes, dim=1), strict=True))

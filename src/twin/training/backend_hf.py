@@ -70,7 +70,9 @@ def choose_device(wanted: str) -> str:
     if wanted == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if have[name])
     if not have[wanted]:
-        raise MachineError(f"PyTorch finds no device '{wanted}' here.", "Use --device cpu, or install the right PyTorch.")
+        raise MachineError(
+            f"PyTorch finds no device '{wanted}' here.", "Use --device cpu, or install the right PyTorch."
+        )
     return wanted
 
 
@@ -172,7 +174,7 @@ class TreeTrainer(transformers.Trainer):
         return torch.utils.data.SequentialSampler(self.train_dataset)
 
 
-class _Log(transformers.TrainerCallback):  # type: ignore[misc] - transformers is untyped here
+class _Log(transformers.TrainerCallback):
     def __init__(self, advance: Callable[..., None]) -> None:
         self.advance = advance
         self.entries: list[dict[str, float]] = []
@@ -273,10 +275,12 @@ def held_out(model: Any, samples: Sequence[Sample], dtype: torch.dtype, tick: Ca
 def _checkpoint(resume_from: str | None, folder: Path) -> str | None:
     if resume_from is None:
         return None
-    found = get_last_checkpoint(str(folder)) if resume_from == "auto" and folder.is_dir() else None
     if resume_from == "auto":
+        found: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
         if found is None:
-            raise UsageError(f"There is no checkpoint in '{folder}' to resume from.", "Leave --resume-from out to start.")
+            raise UsageError(
+                f"There is no checkpoint in '{folder}' to resume from.", "Leave --resume-from out to start."
+            )
         return found
     if not (Path(resume_from) / "trainer_state.json").is_file():
         raise UsageError(f"'{resume_from}' is no checkpoint.", "Name a folder checkpoint-N, or use --resume-from auto.")

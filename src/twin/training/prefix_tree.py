@@ -110,7 +110,7 @@ def pack(samples: Iterable[Sample]) -> Pack:
 
 
 def pack_within(samples: Sequence[Sample], token_budget: int) -> list[Pack]:
-    """Return packs of ``samples`` in order, each of at most ``token_budget`` tokens (one sample may exceed it alone)."""
+    """Return packs of ``samples`` in order, each of ``token_budget`` tokens at most (a sample alone may exceed it)."""
     groups: list[list[Sample]] = [[]]
     used = 0
     previous: Sequence[int] = ()

@@ -34,7 +34,9 @@ Load it with plain PEFT: `PeftModel.from_pretrained(base_model, "this folder")`.
 """
 
 
-def write_loss_plot(paths: RunPaths, steps: Sequence[int], losses: Sequence[float], before: float | None, after: float | None) -> None:
+def write_loss_plot(
+    paths: RunPaths, steps: Sequence[int], losses: Sequence[float], before: float | None, after: float | None
+) -> None:
     """Draw training loss (nats a token) over optimizer steps, with held-out loss at both ends."""
     from matplotlib.figure import Figure
 

@@ -1,7 +1,7 @@
-"""What is trained, exactly: the prompt the server will send, then the reply and its end token; the loss is on those two.
+r"""What is trained: the prompt the server will send, then the reply and its end token; the loss is on those two.
 
-    <|im_start|>system ... <|im_start|>assistant\n | tea is fine<|im_end|>
-    0                                           0 | 1           1
+<|im_start|>system ... <|im_start|>assistant\n | tea is fine<|im_end|>
+0                                           0 | 1           1
 """
 
 from __future__ import annotations

@@ -119,10 +119,10 @@ def _memories(rows: list[Any], name: str, skipped: Counter[str]) -> Iterator[Mem
         if not isinstance(text, str) or not text.strip():
             skipped["broken app memory"] += 1
             continue
-        importance = row.get("importance")
+        importance, own_id = row.get("importance"), row.get("id")
         category = row.get("category")
         yield Memory(
-            id=f"{name}#{row.get('id', number)}",
+            id=f"{name}#{own_id}" if isinstance(own_id, int | str) else f"{name}#row{number}",
             text=text.strip(),
             category=category if isinstance(category, str) else "facts",
             importance=float(importance) if isinstance(importance, int | float) else 0.5,

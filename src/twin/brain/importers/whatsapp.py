@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 
 from twin.errors import UsageError
@@ -19,9 +20,12 @@ from twin.records import Conversation, Message
 
 LAYOUT = "WhatsApp text exports"
 _START = re.compile(
-    r"^\[?(\d{1,4})[./-](\d{1,2})[./-](\d{1,4}),? (\d{1,2})[:.](\d{2})(?:[:.](\d{2}))?(?: ?([AaPp])\.?[Mm]\.?)?(?:\]| -) (.*)$"
+    r"^\[?(\d{1,4})[./-](\d{1,2})[./-](\d{1,4}),? "
+    r"(\d{1,2})[:.](\d{2})(?:[:.](\d{2}))?(?: ?([AaPp])\.? ?[Mm]\.?)?(?:\]| -) (.*)$"
 )
-_INVISIBLE = str.maketrans({"\u200e": "", "\u200f": "", "\u202a": "", "\u202c": "", "\ufeff": "", "\u202f": " ", "\u00a0": " "})
+_INVISIBLE = str.maketrans(
+    {"\u200e": "", "\u200f": "", "\u202a": "", "\u202c": "", "\ufeff": "", "\u202f": " ", "\u00a0": " "}
+)
 _MEDIA = re.compile(
     r"<(media|medien|médias|multimedia)\b[^<>]*>|<attached: [^<>]+>|\S+\.\w{2,4} \(file attached\)"
     r"|(image|video|audio|sticker|GIF|document|contact card) omitted",
@@ -77,7 +81,7 @@ def _date_order(matches: list[re.Match[str]]) -> str | None:
             times = [_when(match, order) for match in matches]
         except ValueError:
             continue
-        backward = sum(later < earlier for earlier, later in zip(times, times[1:], strict=False))
+        backward = sum(later < earlier for earlier, later in pairwise(times))
         if best is None or backward < best[0]:
             best = (backward, order)
     return best[1] if best else None

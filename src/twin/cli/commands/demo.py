@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from twin.cli.commands.run import show
 from twin.cli import options
+from twin.cli.commands.run import show
 from twin.cli.console import Output
 
 NAME = "demo"

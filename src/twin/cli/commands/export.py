@@ -26,7 +26,7 @@ Examples:
 
 def command(
     sources: options.Sources = None,
-    format: Annotated[str | None, typer.Option(help="chatml, alpaca, sharegpt or raw. Default: chatml")] = None,  # noqa: A002
+    format: Annotated[str | None, typer.Option(help="chatml, alpaca, sharegpt or raw. Default: chatml")] = None,
     output: Annotated[Path | None, typer.Option(help="Folder for the dataset. Default: data")] = None,
     person: options.Person = None,
     include_system: Annotated[

@@ -26,7 +26,9 @@ def command(
         Path | None, typer.Argument(help="A run's folder. Default: the newest in adapters/", show_default=False)
     ] = None,
     quantization: options.Quantization = None,
-    output: Annotated[Path | None, typer.Option(help="The file. Default: model-QUANTIZATION.gguf in the folder")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="The file. Default: model-QUANTIZATION.gguf in the folder")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Base model, where run.json does not lead to it.")] = None,
     llama_cpp: options.LlamaCpp = None,
     json: options.Json = False,
@@ -41,7 +43,10 @@ def command(
     out = Output(json, quiet, verbose)
     settings = load_settings(gguf={"quantization": quantization, "base": base, "llama_cpp": llama_cpp})
     done = pipeline.gguf(adapter, settings, out.reporter(), output, dry_run)
-    lines = [f"{file['gguf']}" + (f" ({file['bytes'] / 1e6:.0f} MB, checked)" if "bytes" in file else "") for file in done.files]
+    lines = [
+        f"{file['gguf']}" + (f" ({file['bytes'] / 1e6:.0f} MB, checked)" if "bytes" in file else "")
+        for file in done.files
+    ]
     out.result(done.as_json(), [*lines, "Nothing was written (--dry-run)."] if dry_run else lines)
     if not dry_run:
         out.hint(f"twin register {done.paths.name}")

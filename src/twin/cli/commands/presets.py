@@ -23,7 +23,13 @@ def list_presets(json: options.Json = False) -> None:
     ready = set(family_names())
     data = {
         "presets": [
-            {"name": one.name, "summary": one.summary, "model": one.model, "family": one.family, "ready": one.family in ready}
+            {
+                "name": one.name,
+                "summary": one.summary,
+                "model": one.model,
+                "family": one.family,
+                "ready": one.family in ready,
+            }
             for one in presets
         ]
     }
@@ -36,7 +42,7 @@ def list_presets(json: options.Json = False) -> None:
 
 @app.command("show")
 def show_preset(name: Annotated[str, typer.Argument(help="A preset's name.")], json: options.Json = False) -> None:
-    """Print a preset's file. Example: twin presets show phi-3-mini"""
+    """Print a preset's file. Example: twin presets show phi-3-mini."""
     from twin.presets import load_preset, preset_text
 
     Output(json).result(load_preset(name).model_dump(), [preset_text(name).rstrip()])
@@ -45,10 +51,12 @@ def show_preset(name: Annotated[str, typer.Argument(help="A preset's name.")], j
 @app.command("copy")
 def copy_preset(
     name: Annotated[str, typer.Argument(help="A preset's name.")],
-    target: Annotated[Path | None, typer.Argument(help="The new file. Default: NAME.toml here", show_default=False)] = None,
+    target: Annotated[
+        Path | None, typer.Argument(help="The new file. Default: NAME.toml here", show_default=False)
+    ] = None,
     json: options.Json = False,
 ) -> None:
-    """Copy a preset to make it yours. Example: twin presets copy smollm2-135m mine.toml"""
+    """Copy a preset to make it yours. Example: twin presets copy smollm2-135m mine.toml."""
     from twin.errors import UsageError
     from twin.presets import preset_text
     from twin.runs import write_text

@@ -63,7 +63,9 @@ def command(
     done = pipeline.run(name, sources or [], settings, out.reporter(), force)
     show(done, out)
     if done.note:
-        raise MachineError("No Ollama answers, so the twin is made and not registered.", f"ollama serve, then: twin register {name}")
+        raise MachineError(
+            "No Ollama answers, so the twin is made and not registered.", f"ollama serve, then: twin register {name}"
+        )
 
 
 def show(done: Whole, out: Output) -> None:
@@ -77,7 +79,9 @@ def show(done: Whole, out: Output) -> None:
     from rich.text import Text
 
     console = Console(highlight=False)
-    times = ", ".join(f"{step} {'skipped' if value is None else f'{value:.0f} s'}" for step, value in done.seconds.items())
+    times = ", ".join(
+        f"{step} {'skipped' if value is None else f'{value:.0f} s'}" for step, value in done.seconds.items()
+    )
     memory = done.as_json()["peak_rss_bytes"] / 1e9
     console.print(f"Steps: {times}; peak memory {memory:.1f} GB", markup=False)
     losses = done.survival

@@ -58,12 +58,16 @@ def command(
     done = pipeline.train(settings, out.reporter(), output, dry_run)
     result = done.record["result"]
     if dry_run:
-        lines = [f"{result['steps']} optimizer steps, {result['unique_tokens']} tokens computed for {result['tokens']} in rows"]
+        lines = [f"{result['steps']} optimizer steps, {result['unique_tokens']} tokens computed for {result['tokens']}"]
         out.result(done.as_json(), [*lines, "Nothing was written (--dry-run)."])
         return
     lines = [f"Adapter: {done.paths.root}"]
     if result["val_loss"] is not None:
-        lines.append(f"Held-out loss, nats a token: {result['val_loss_base']:.3f} before, {result['val_loss']:.3f} after")
-    lines.append(f"{result['steps']} steps, {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 1e9:.1f} GB")
+        lines.append(
+            f"Held-out loss, nats a token: {result['val_loss_base']:.3f} before, {result['val_loss']:.3f} after"
+        )
+    lines.append(
+        f"{result['steps']} steps, {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 1e9:.1f} GB"
+    )
     out.result(done.as_json(), lines)
     out.hint(f"twin gguf {done.paths.root} -q q4_k_m")
