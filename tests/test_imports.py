@@ -26,7 +26,7 @@ BOTTOM = {
     "settings",
 }
 FEATURES = {"app", "brain", "chat", "dataset", "evaluate", "gguf", "ollama", "templates", "training"}
-# design.md, "Direction of imports": who may take what from a feature beside it.
+# CONTRIBUTING.md: who may take what from a feature beside it.
 EXCEPTIONS = {(taker, "templates") for taker in ("training", "gguf", "ollama", "evaluate", "chat")} | {
     ("chat", "ollama.client"),
     ("app", "brain"),
@@ -55,7 +55,7 @@ def modules() -> dict[str, ast.Module]:
 
 
 def imported(name, nodes):
-    """Yield the dotted names that import statements among ``nodes`` name, ``from a import b`` as ``a.b`` if it is one."""
+    """Yield the dotted names that imports among ``nodes`` name; ``from a import b`` is ``a.b`` if that is a module."""
     for node in nodes:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)

@@ -105,7 +105,7 @@ def test_a_broken_preset_file_names_the_key(text, part):
     assert part in " ".join(caught.value.message.split())
 
 
-# Bug in src: UnicodeDecodeError (and PermissionError) escape as tracebacks; runs.py and brain use file_errors.
+# Was wrong once: UnicodeDecodeError (and PermissionError) escape as tracebacks; runs.py and brain use file_errors.
 def test_a_preset_file_in_another_encoding():
     Path("own.toml").write_bytes(OWN.replace("mine", "café").encode("latin-1"))
     with pytest.raises(TwinError, match="is not UTF-8 text"):

@@ -117,7 +117,7 @@ def export(sources: Sequence[Path], settings: Settings, reporter: Reporter, dry_
     found = find_sources(sources)
     with reporter.task("Reading the brain"):
         person = brain.load(found, own.person)
-    system = prompt.build(person)
+    system = prompt.build(person, own.prompt_tokens)
     with reporter.task("Building rows") as task:
         built = dataset.build(person, system, own, task.advance)
     paths = DatasetPaths(own.output)
@@ -167,6 +167,7 @@ class Rows:
     train_path: Path
     val_path: Path | None
     system: str
+    owned: bool
 
 
 def load_rows(settings: Settings) -> Rows:
@@ -188,13 +189,13 @@ def load_rows(settings: Settings) -> Rows:
     train_rows = [row for row in read_rows(train_path) if row.id not in held_out]
     if not train_rows:
         raise UsageError(f"'{train_path}' has no rows to learn from.", "Make it again: twin export")
-    system = ""
-    if beside.report.exists():
+    owned = beside.report.exists()
+    if owned:
         system = str(runs.read_json(beside.report).get("system_prompt", ""))
     else:
         first = next((row.turns[0] for row in train_rows if row.turns[0].role == "system"), None)
         system = first.content if first else ""
-    return Rows(train_rows, val, train_path, val_path, system)
+    return Rows(train_rows, val, train_path, val_path, system, owned)
 
 
 def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_length: int) -> list[Sample]:
@@ -232,7 +233,7 @@ def resolve_run(settings: Settings, output: Path | None) -> RunPaths:
 
 
 def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Reporter) -> Family:
-    """Find what would fail later before anything long starts: packages, template pair, converter, disk.
+    """Find what would fail later before anything long starts: packages, template pair, names, converter, disk.
 
     Returns:
         The template pair of the plan's family.
@@ -246,7 +247,9 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
     runs.need_disk(where, int(parameters * 0.05 + 50e6), "Training")
     if find_spec("llama_cpp"):
         from twin.gguf.converter import find_converter
+        from twin.gguf.quantize import check_names
 
+        check_names(settings.gguf.quantization)
         find_converter(settings.gguf.llama_cpp, reporter)
     else:
         reporter.say(
@@ -277,6 +280,12 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
         from twin.training.samples import build_samples, check_vocabulary
     tokenizer = load_tokenizer(base)
     check_vocabulary(tokenizer, family)
+    system_tokens = len(tokenizer(rows.system, add_special_tokens=False)["input_ids"])
+    if rows.owned and system_tokens > prompt.MAX_TOKENS:
+        raise StepError(
+            f"The system prompt is {system_tokens} tokens for this model; at most {prompt.MAX_TOKENS} are allowed.",
+            f"Set prompt_tokens = {prompt.MAX_TOKENS**2 // system_tokens} in [export] of twin.toml and export again.",
+        )
     built = build_samples(rows.train, tokenizer, family, plan.max_length)
     val_samples = _chat_samples(rows.val, tokenizer, family, plan.max_length)
     steps = backend_hf.plan_steps(built.samples, plan)
@@ -288,7 +297,7 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
         "base_hub_id": base.hub_id,
         "family": family.name,
         "system_prompt": rows.system,
-        "system_prompt_tokens": len(tokenizer(rows.system, add_special_tokens=False)["input_ids"]),
+        "system_prompt_tokens": system_tokens,
         "plan": plan.model_dump(),
         "dataset": {
             "train": {
@@ -418,7 +427,7 @@ def read_record(paths: RunPaths) -> dict[str, Any]:
         UsageError: no record, or one without what later steps need.
     """
     if not paths.record.exists():
-        raise UsageError(f"'{paths.root}' has an adapter and no run.json.", "Train it with twin: twin train")
+        raise UsageError(f"There is no run.json in '{paths.root}'.", "Train with twin, which writes it: twin train")
     record = runs.read_json(paths.record)
     for key in ("base_model", "family", "system_prompt", "plan"):
         if key not in record:
@@ -676,7 +685,7 @@ def register(
     model_name(name)
     paths = pick_run(name, adapter, reporter)
     record = read_record(paths)
-    client = OllamaClient(settings.register_.host)
+    client = OllamaClient(settings.ollama.host)
     client.version()
     family = load_family(record["family"])
     file = gguf_file or paths.gguf(settings.gguf.quantization[0].lower())
@@ -686,7 +695,7 @@ def register(
         if not dry_run:
             gguf(paths.root, settings, reporter)
     plan = record["plan"]
-    given = settings.register_
+    given = settings.ollama
     num_ctx = given.num_ctx or plan["num_ctx"]
     if num_ctx < plan["max_length"]:
         raise GateError(
@@ -758,7 +767,7 @@ def gguf_backend(file: Path) -> Iterator[Backend]:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What ``run`` did."""
+    """What ``run`` did; ``survival`` is empty when no conversation is held out."""
 
     name: str
     paths: RunPaths
@@ -827,7 +836,7 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
     plan = plan_training(settings.train, load_preset(settings.train.preset))
     preflight(settings, plan, paths.root, reporter)
     need("gguf", "llama_cpp", "gguf")
-    client = OllamaClient(settings.register_.host)
+    client = OllamaClient(settings.ollama.host)
     note = ""
     try:
         client.version()
@@ -872,17 +881,22 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
         steps.do(
             "gguf", runs.fingerprint({"twin": __version__, **settings.gguf.model_dump(mode="json")}, adapter), do_gguf
         )
-        measured = [paths.gguf(quantization), data.val]
-        steps.do("evaluate", runs.fingerprint({"twin": __version__}, measured), do_evaluate)
+        measured = any(row.kind == "chat" for row in load_rows(settings).val)
+        if measured:
+            read = [paths.gguf(quantization), data.val]
+            steps.do("evaluate", runs.fingerprint({"twin": __version__}, read), do_evaluate)
+        else:
+            reporter.say("No conversation is held out, so the twin is not measured.")
         if not note:
-            served = settings.register_.model_dump(mode="json") | {"host": client.url}
+            served = settings.ollama.model_dump(mode="json") | {"host": client.url}
             present = {"there": client.exists(name)}
             steps.do(
                 "register",
                 runs.fingerprint({"twin": __version__, **served, **present}, [paths.gguf(quantization)]),
                 do_register,
             )
-        return Whole(name, paths, steps.seconds, runs.read_json(paths.likelihood), not note, note)
+        survival = runs.read_json(paths.likelihood) if measured else {}
+        return Whole(name, paths, steps.seconds, survival, not note, note)
 
 
 # ---------------------------------------------------------------- demo

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from twin.errors import StepError, UsageError, nearest
+from twin.errors import StepError, UsageError, file_errors, nearest
 from twin.settings import TrainSettings
 
 
@@ -84,7 +84,9 @@ def load_preset(name: str) -> Preset:
         path = Path(name)
         if not path.is_file():
             raise UsageError(f"There is no preset file '{name}'.", "Copy one: twin presets copy smollm2-135m")
-        text, title = path.read_text("utf-8"), path.stem
+        with file_errors(path, "read"):
+            text = path.read_text("utf-8")
+        title = path.stem
     else:
         text, title = preset_text(name), name
     try:

@@ -12,13 +12,19 @@ from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, TomlConfigSettingsSource
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError,
+    TomlConfigSettingsSource,
+)
 
 from twin.errors import UsageError, file_errors, nearest
 
 SETTINGS_FILE = "twin.toml"
 # Read where they are needed, not part of a section.
-OTHER_VARIABLES = {"TWIN_CACHE"}
+OTHER_VARIABLES = {"TWIN_CACHE", "TWIN_LLAMA_CPP"}
 
 
 class Section(BaseModel):
@@ -39,6 +45,7 @@ class ExportSettings(Section):
     validation_split: float = Field(0.1, ge=0, le=0.5, description="share of conversations held out, 0 to 0.5")
     split_by: Literal["seed", "time"] = Field("seed", description="hold out random conversations, or the last ones")
     seed: int = Field(0, ge=0, description="seed of the split and of the rows' order")
+    prompt_tokens: int = Field(300, ge=50, le=300, description="most tokens of the system prompt, by estimate")
     session_gap_hours: float = Field(6.0, gt=0, description="a silence this long, in hours, begins a new conversation")
     context_turns: int = Field(24, ge=1, le=200, description="most earlier turns kept before a reply")
 
@@ -70,7 +77,7 @@ class GgufSettings(Section):
     llama_cpp: Path | None = Field(None, description="your own llama.cpp checkout, for its converter")
 
 
-class RegisterSettings(Section):
+class OllamaSettings(Section):
     """How a GGUF is served."""
 
     host: str | None = Field(None, description="Ollama's address (default: OLLAMA_HOST, else 127.0.0.1:11434)")
@@ -87,7 +94,7 @@ class Settings(BaseSettings):
     export: ExportSettings = ExportSettings()
     train: TrainSettings = TrainSettings()
     gguf: GgufSettings = GgufSettings()
-    register_: RegisterSettings = Field(RegisterSettings(), alias="register")
+    ollama: OllamaSettings = OllamaSettings()
 
     @classmethod
     def settings_customise_sources(
@@ -103,7 +110,7 @@ class Settings(BaseSettings):
 
 
 def _section_names() -> dict[str, type[Section]]:
-    return {"export": ExportSettings, "train": TrainSettings, "gguf": GgufSettings, "register": RegisterSettings}
+    return {"export": ExportSettings, "train": TrainSettings, "gguf": GgufSettings, "ollama": OllamaSettings}
 
 
 def _check_toml(path: Path) -> None:
@@ -152,8 +159,14 @@ def load_settings(**flags: Mapping[str, Any]) -> Settings:
         section: {key: value for key, value in values.items() if value is not None and value != []}
         for section, values in flags.items()
     }
+    if checkout := os.environ.get("TWIN_LLAMA_CPP"):
+        given.setdefault("gguf", {}).setdefault("llama_cpp", checkout)
     try:
         return Settings(**given)
+    except SettingsError:
+        raise UsageError(
+            "A list in the environment is not JSON.", """Write it so: TWIN_GGUF__QUANTIZATION='["q4_k_m"]'"""
+        ) from None
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -164,4 +177,5 @@ def load_settings(**flags: Mapping[str, Any]) -> Settings:
                 [word.strip("' ") for word in first["ctx"]["expected"].replace(" or ", ",").split(",")],
             )
             raise UsageError(f"'{first['input']}' is no {where}.", hint) from None
+        hint = "at least one value" if first["type"] == "too_short" else hint
         raise UsageError(f"{where} can't be {first['input']!r}.", f"It should be {hint}.") from None

@@ -90,7 +90,7 @@ def test_memories():
     assert read({"memories": rows}) == (
         [
             Memory("brain.json#7", "Tea", "taste", 1.0, datetime(2024, 1, 10, 8, 14)),
-            Memory("brain.json#1", "No id", "facts", 0.5, None),
+            Memory("brain.json#row1", "No id", "facts", 0.5, None),
         ],
         {},
     )
@@ -150,7 +150,7 @@ def test_any_json_is_read_without_a_crash(value):
 
 
 def test_a_byte_order_mark_is_no_error():
-    assert read(b'\xef\xbb\xbf{"memories": [{"memory": "x"}]}')[0] == [Memory("brain.json#0", "x")]
+    assert read(b'\xef\xbb\xbf{"memories": [{"memory": "x"}]}')[0] == [Memory("brain.json#row0", "x")]
 
 
 @pytest.mark.parametrize("cut", [30, 60, 100])
@@ -162,7 +162,7 @@ def test_a_truncated_download(cut):
     assert caught.value.hint == "It may be cut short: export it again."
 
 
-# Bug in src: memories without an id of their own share "#None", and the ones outside the prompt are lost with the one inside.
+# Was wrong once: memories without an id of their own share "#None"; with one in the prompt, none became a row.
 def test_memories_without_an_id_have_ids_of_their_own():
     items, _ = read(
         {

@@ -178,7 +178,7 @@ def test_a_broken_file(name, content, message):
     assert refusal(name)[0] == message
 
 
-# Bug in src: the place is counted from the last chunk that was read, not from the beginning of the file.
+# Was wrong once: the place is counted from the last chunk that was read, not from the beginning of the file.
 def test_the_place_of_a_wrong_byte_in_a_long_file():
     good = CHAT * 400
     put("a.txt", good.encode() + b"\xe9")
@@ -200,7 +200,7 @@ def test_a_broken_link_is_passed_over():
     assert len(load([Path("brain")], "Ana").conversations) == 1
 
 
-# Bug in src: row ids are not unique, so a held-out row's id is also a training row's.
+# Was wrong once: row ids are not unique, so a held-out row's id is also a training row's.
 def test_files_of_one_name_in_two_sources_have_ids_of_their_own():
     put("one/chat.txt", CHAT)
     put("two/chat.txt", CHAT.replace("hi", "hello"))
@@ -209,7 +209,7 @@ def test_files_of_one_name_in_two_sources_have_ids_of_their_own():
     assert len(set(ids)) == 2
 
 
-# Bug in src: nobody speaks in a journal, so no person is known, though journals count as speech a few lines below.
+# Was wrong once: nobody speaks in a journal, so no person is known, though journals count as speech a few lines below.
 def test_journals_alone_are_a_brain():
     put("brain/2024-01-01.md", "# New year\nslept in")
     brain = load([Path("brain")], "Ana")

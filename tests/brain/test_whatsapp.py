@@ -60,7 +60,7 @@ def is_speech(text):
 
 
 speech = words.map(str.strip).filter(is_speech)
-speakers = st.text(letters.filter(lambda letter: letter != ":"), min_size=1, max_size=12)
+speakers = st.text(letters.filter(lambda letter: letter not in ':"'), min_size=1, max_size=12)
 messages = st.lists(st.tuples(st.integers(0, 4), speech, st.integers(0, 86_400)), min_size=1, max_size=8)
 
 
@@ -129,7 +129,7 @@ def test_the_date_order_is_settled_over_the_whole_file(dates, order):
 
 
 def test_invisible_marks_are_no_part_of_names_or_words():
-    text = "\u200e[09/01/2024, 18:42:10] \u202aAna\u202c: \u200ehi\u202fthere\n"
+    text = "\u200e[09/01/2024, 18:42:10] \u202aAna\u202c: hi\u202f\u200ethere\n"
     assert read(text)[0] == [Message("Ana", "hi there", datetime(2024, 1, 9, 18, 42, 10))]
 
 
@@ -173,7 +173,7 @@ def test_dates_that_fit_no_order():
     )
 
 
-# Bugs in src from here on. not-again.md: "one locale's dates".
+# Once wrong elsewhere: "one locale's dates".
 @pytest.mark.parametrize(
     "start",
     ["13/1/24, 8:42\u202fp.\u00a0m.", "13/01/2024 à 20:42", "2024. 01. 13. 20:42"],
@@ -185,11 +185,11 @@ def test_dates_of_other_locales(start):
     assert read(line)[0] == [Message("Ana", "hola", datetime(2024, 1, 13, 20, 42))]
 
 
-# not-again.md: "system messages as speech". iOS puts a name and U+200E before them.
+# Once wrong elsewhere: "system messages as speech". iOS puts a name and U+200E before them.
 @pytest.mark.parametrize(
     "text",
     [
-        "[09/01/24, 18:42:10] Beto: \u200eMessages and calls are end-to-end encrypted. No one outside of this chat can read them.\n",
+        "[09/01/24, 18:42:10] Beto: \u200eMessages and calls are end-to-end encrypted.\n",
         "[09/01/24, 18:42:10] Beto: \u200eThis message was deleted.\n",
         "[09/01/24, 18:42:10] Beto: \u200eMissed voice call\n",
         "09/01/2024, 18:42 - Beto: This message was deleted\n",
@@ -205,7 +205,7 @@ def test_the_mark_of_an_edit_is_no_speech():
     assert [message.text for message in read(text)[0]] == ["yes"]
 
 
-# not-again.md: "media lines without brackets".
+# Once wrong elsewhere: "media lines without brackets".
 @pytest.mark.parametrize("line", ["Media omitted", "My report v2.pdf (file attached)", "\u200eBild weggelassen"])
 def test_more_media_is_no_speech(line):
     assert read(f"09/01/2024, 18:42 - Ana: {line}\n")[0] == []

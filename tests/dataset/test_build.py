@@ -174,7 +174,7 @@ def test_no_network_is_needed(sample, monkeypatch):
     assert dataset(sample).train
 
 
-# Bug in src: a naive datetime of the year 1 (Go's and .NET's "no time") has no timestamp: ValueError, a traceback.
+# Was wrong once: a naive datetime of the year 1 (Go's and .NET's "no time") has no timestamp: ValueError, a traceback.
 def test_the_zero_time_of_other_programs():
     brain = Brain("Ana", (chat("c", "tea?", "always", at=datetime(1, 1, 1)),))
     assert len(dataset(brain).train) == 1

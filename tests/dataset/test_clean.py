@@ -93,7 +93,7 @@ def test_statements_in_their_hand(hand, written):
     assert in_their_hand(" Likes Tea. ", hand) == written
 
 
-# Bug in src: _LINKS_ONLY backtracks exponentially (2 s at 23 links without spaces, a day at 40).
+# Was wrong once: _LINKS_ONLY backtracks exponentially.
 def test_a_long_link_does_not_hang():
     code = (
         "from twin.dataset.clean import reason_to_drop\nfrom twin.records import Example, Turn\n"

@@ -113,7 +113,7 @@ def test_braces_in_a_memory_are_words(text):
     assert rows[0][0].reply == text
 
 
-# Bugs in src from here on: a single word is asked for twice, and words of scripts with vowel signs are cut at each sign.
+# Was wrong once: a single word is asked for twice, and words with vowel signs are cut at each sign.
 def test_a_memory_of_one_rare_word_does_not_say_it_twice():
     question = asked(memory_rows(Brain("Ana", memories=(Memory("m", "Likes honey"),)), NOTHING, PLAIN))[0]
     assert question.casefold().count("honey") == 1

@@ -208,7 +208,6 @@ def test_an_empty_file_has_no_rows():
     assert read() == []
 
 
-# Bugs in src from here on.
 def test_a_system_prompt_and_a_reply_alone_are_no_row():
     """No user speaks: training drops the row later and says that it is too long."""
     talk = [{"role": "system", "content": "s"}, {"role": "assistant", "content": "b"}]

@@ -41,7 +41,7 @@ prompts = st.builds(
     st.lists(st.tuples(contents, contents), max_size=3),
     contents,
 )
-# What tokenizers get wrong: digits in all scripts, fractions, joined emoji, scripts without spaces, control tokens, spaces.
+# What tokenizers get wrong: digits of all scripts, fractions, joined emoji, scripts without spaces, control tokens.
 awkward = st.lists(
     st.sampled_from(
         [

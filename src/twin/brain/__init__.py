@@ -15,6 +15,7 @@ _HEAD_BYTES = 64 * 1024
 
 def _files(sources: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """Yield each file below the sources with the name it has in row ids, in a stable order."""
+    used: set[str] = set()
     for source in sources:
         if not source.exists():
             raise UsageError(
@@ -27,9 +28,19 @@ def _files(sources: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             for path in found:
                 inner = path.relative_to(source)
                 if not any(part.startswith(".") for part in inner.parts):
-                    yield path, inner.as_posix()
+                    yield path, _unused(inner.as_posix(), source.name, used)
         else:
-            yield source, source.name
+            yield source, _unused(source.name, source.parent.name, used)
+
+
+def _unused(name: str, folder: str, used: set[str]) -> str:
+    """Return ``name``, or one that no other file has: row ids must lead to one place."""
+    choice, number = name, 1
+    while choice in used:
+        choice = f"{folder}/{name}" if number == 1 and folder else f"{name}~{number}"
+        number += 1
+    used.add(choice)
+    return choice
 
 
 def _items(sources: Sequence[Path], skipped: Counter[str]) -> Iterator[Item]:
@@ -56,11 +67,11 @@ def _speakers(conversations: Sequence[Conversation]) -> Counter[str]:
     return Counter(message.speaker for conversation in conversations for message in conversation.messages)
 
 
-def _who(person: str | None, profile: str, conversations: Sequence[Conversation]) -> str:
+def _who(person: str | None, profile: str, conversations: Sequence[Conversation], writes: bool) -> str:
     speakers = _speakers(conversations)
     listing = ", ".join(f"{name} ({count})" for name, count in speakers.most_common(12)) or "nobody"
     if person is not None:
-        if person not in speakers and person != profile:
+        if person not in speakers and person != profile and not writes:
             raise UsageError(
                 f"'{person}' never speaks in this brain.",
                 f"{nearest(person, speakers or ['nobody'])} Speakers: {listing}.",
@@ -101,7 +112,7 @@ def load(sources: Sequence[Path], person: str | None = None) -> Brain:
                 journals.append(item)
             case Personality():
                 personality = item
-    who = _who(person, personality.name, conversations)
+    who = _who(person, personality.name, conversations, bool(journals))
     spoken = _speakers(conversations)[who] + len(journals) + len(personality.response_examples)
     if not spoken:
         listing = ", ".join(f"{name} ({count})" for name, count in _speakers(conversations).most_common(12)) or "nobody"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from twin.errors import TwinError
+from twin.errors import EXIT_INTERRUPTED, MachineError, TwinError
 from twin.progress import Silent, Task
 
 if TYPE_CHECKING:
@@ -116,8 +117,7 @@ class Output:
         if self.json:
             self._json(data)
         else:
-            sys.stdout.write("".join(f"{line}\n" for line in lines))
-        sys.stdout.flush()
+            self._write("".join(f"{line}\n" for line in lines).encode("utf-8"))
 
     def hint(self, text: str) -> None:
         """Print what to type next, on stderr."""
@@ -134,8 +134,29 @@ class Output:
         if error.hint:
             console.print(f"Hint: {error.hint}", markup=False)
 
-    @staticmethod
-    def _json(data: dict[str, Any]) -> None:
+    def interrupted(self) -> None:
+        """Print that Ctrl-C ended the command."""
+        kept = "Finished steps are kept; the same command goes on from there."
+        sys.stderr.write(f"\nInterrupted. {kept}\n")
+        if self.json:
+            self._json({"error": "Interrupted.", "hint": kept, "exit_code": EXIT_INTERRUPTED})
+
+    @classmethod
+    def _json(cls, data: dict[str, Any]) -> None:
         import orjson
 
-        sys.stdout.buffer.write(orjson.dumps(data) + b"\n")
+        cls._write(orjson.dumps(data) + b"\n")
+
+    @staticmethod
+    def _write(data: bytes) -> None:
+        sys.stdout.flush()
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except OSError as error:
+            # Python flushes stdout once more at its end, and would complain again.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if isinstance(error, BrokenPipeError):  # the reader went away (| head): not an error of ours
+                return
+            reason = error.strerror or type(error).__name__
+            raise MachineError(f"Could not write the result to stdout: {reason}.", "Check where it goes.") from None

@@ -6,7 +6,6 @@ of ``typer.BadParameter``, which is public in both.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from typing import Any
@@ -17,13 +16,23 @@ from twin.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, TwinError, UsageE
 
 def main(arguments: list[str] | None = None) -> int:
     """Run ``twin`` and return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    output = Output(json="--json" in given)
+    try:
+        code = _run(given, output)
+    except KeyboardInterrupt:
+        code = EXIT_INTERRUPTED
+    if code == EXIT_INTERRUPTED:  # Typer returns this number for Ctrl-C inside a command, and says nothing
+        output.interrupted()
+    return code
+
+
+def _run(given: list[str], output: Output) -> int:
     import typer
 
     from twin.cli.app import app
 
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
-    given = sys.argv[1:] if arguments is None else arguments
-    output = Output(json="--json" in given)
     try:
         code = app(args=given, standalone_mode=False)
     except TwinError as error:
@@ -34,12 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
             return EXIT_USAGE  # the help was printed
         output.error(_usage(error))
         return EXIT_USAGE
-    except (KeyboardInterrupt, typer.Abort):
-        sys.stderr.write("\nInterrupted. Finished steps are kept; the same command goes on from there.\n")
+    except typer.Abort:
         return EXIT_INTERRUPTED
-    except BrokenPipeError:  # the reader of stdout went away (| head): not an error of ours
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return EXIT_OK
     return int(code or EXIT_OK)
 
 

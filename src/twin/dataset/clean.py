@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from twin.records import Brain, Example, Turn
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"))
-_LINKS_ONLY = re.compile(r"(?:\s*(?:https?://|www\.)\S+\s*)+")
+_LINK_STARTS = ("http://", "https://", "www.")
 _LETTER_OR_SYMBOL = re.compile(r"[^\s.,;:!?'\"()\[\]{}<>/\\|_*~`^+=\-–—…]")
 
 
@@ -59,7 +59,7 @@ def reason_to_drop(example: Example, quality_filter: bool) -> str | None:
         return "empty prompt"
     if not quality_filter:
         return None
-    if _LINKS_ONLY.fullmatch(example.reply):
+    if all(word.startswith(_LINK_STARTS) for word in example.reply.split()):
         return "links only"
     if not _LETTER_OR_SYMBOL.search(example.reply):
         return "punctuation only"

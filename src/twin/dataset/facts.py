@@ -6,15 +6,16 @@ A question is made of the item's own rarest words, so that no two rows share one
 from __future__ import annotations
 
 import math
-import re
+import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from twin.dataset.clean import Habits, in_their_hand
+from twin.dataset.window import seconds
 from twin.prompt import SystemPrompt
 from twin.records import Brain, Example, Kind, Turn
 
-_WORD = re.compile(r"[^\W\d_]{3,}")
+_MARKS = string.punctuation + "“”‘’«»…–—。、！？।"
 _QUESTIONS = (
     "{a} and {b}, what should I know?",
     "Remind me, what was it with {a} and {b}?",
@@ -32,10 +33,16 @@ _JOURNAL_QUESTIONS = (
 Row = tuple[Example, float | None]
 
 
+def _words(text: str) -> list[str]:
+    """Return words of three characters at least; marks that belong to a script's letters stay in them."""
+    stripped = (word.strip(_MARKS) for word in text.split())
+    return [word for word in stripped if len(word) >= 3 and any(letter.isalpha() for letter in word)]
+
+
 def rare_words(texts: Sequence[str]) -> list[tuple[str, str]]:
     """Return for each text its two rarest words among all texts, in the order they stand."""
     # The first word of a note is mostly its verb, and is capital without being a name.
-    words = [_WORD.findall(text.partition(" ")[2]) or _WORD.findall(text) for text in texts]
+    words = [_words(text.partition(" ")[2]) or _words(text) for text in texts]
     frequency = Counter(word.casefold() for own in words for word in {word.casefold(): word for word in own})
     pairs: list[tuple[str, str]] = []
     for own in words:
@@ -55,7 +62,9 @@ def _statements(items: Sequence[tuple[str, str]], kind: Kind, hand: Habits) -> I
     for number, ((item_id, text), (a, b)) in enumerate(
         zip(items, rare_words([text for _, text in items]), strict=True)
     ):
-        question = text if not a else _QUESTIONS[number % len(_QUESTIONS)].format(a=a, b=b)
+        question = (
+            _QUESTIONS[number % len(_QUESTIONS)].format(a=a, b=b) if a != b else f"What should I know, {a or text}?"
+        )
         reply = in_their_hand(text, hand)
         yield Example(item_id, item_id, kind, (Turn("user", question), Turn("assistant", reply))), None
 
@@ -82,7 +91,7 @@ def journal_rows(brain: Brain) -> Iterator[Row]:
         when = f" on {entry.at.day} {entry.at:%B %Y}" if entry.at else ""
         title = entry.title or " ".join(entry.text.split()[:4])
         question = _JOURNAL_QUESTIONS[number % len(_JOURNAL_QUESTIONS)].format(when=when, title=title)
-        at = entry.at.timestamp() if entry.at else None
+        at = seconds(entry.at)
         yield Example(entry.id, entry.id, "journal", (Turn("user", question), Turn("assistant", entry.text))), at
 
 

@@ -102,7 +102,7 @@ def read_rows(path: Path) -> Iterator[Example]:
             if not line.strip():
                 continue
             try:
-                row = orjson.loads(line)
+                row = orjson.loads(line.removeprefix(b"\xef\xbb\xbf"))
                 turns = _turns(row)
             except orjson.JSONDecodeError as error:
                 raise UsageError(
@@ -115,7 +115,7 @@ def read_rows(path: Path) -> Iterator[Example]:
                 ) from None
             while turns and turns[-1].role != "assistant":
                 turns.pop()
-            if len(turns) < 2:
+            if not any(turn.role == "user" for turn in turns):
                 raise UsageError(f"Line {number} of '{path}' has no reply to learn.", "Take it out, or export again.")
             row_id = row.get("id")
             ours = isinstance(row_id, str) and row.get("kind") in ("chat", "memory", "fact", "journal", "example")

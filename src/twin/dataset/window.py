@@ -4,10 +4,18 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from twin.records import Brain, Conversation, Example, Message, Turn
 from twin.settings import ExportSettings
+
+
+def seconds(at: datetime | None) -> float | None:
+    """Return seconds since 1970; None without a date, or for the zero dates that some programs write."""
+    try:
+        return at.timestamp() if at else None
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def sessions(messages: Sequence[Message], gap: timedelta) -> Iterator[tuple[int, list[Message]]]:
@@ -48,7 +56,7 @@ def _examples(
     gap = timedelta(hours=settings.session_gap_hours)
     for start, messages in sessions(conversation.messages, gap):
         session_id = f"{conversation.id}#{start}"
-        at = messages[0].at.timestamp() if messages[0].at else None
+        at = seconds(messages[0].at)
         turns = turns_of(messages, person)
         others = sorted({message.speaker for message in messages} - {person})
         other = others[0] if len(others) == 1 else ""

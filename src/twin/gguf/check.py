@@ -44,7 +44,7 @@ def check(path: Path, family: Family, samples: Sequence[tuple[str, Sequence[int]
                     min(len(got), len(expected)),
                 )
                 raise GateError(
-                    f"llama.cpp reads a prompt as {len(got)} ids, training as {len(expected)}; they part at id {place}: "
+                    f"llama.cpp reads a prompt as {len(got)} ids, training as {len(expected)}, parting at id {place}: "
                     f"{got[place : place + 3]} against {list(expected[place : place + 3])}.",
                     again,
                 )

@@ -62,13 +62,13 @@ def _backend(name: str, gguf: Path | None, host: str | None, stack: ExitStack) -
     """Return who answers; a GGUF stays open until ``stack`` closes."""
     from twin.settings import load_settings
 
-    settings = load_settings(register={"host": host})
+    settings = load_settings(ollama={"host": host})
     if gguf is None:
         from twin.chat import OllamaBackend
         from twin.errors import UsageError
         from twin.ollama.client import OllamaClient
 
-        client = OllamaClient(settings.register_.host)
+        client = OllamaClient(settings.ollama.host)
         client.version()
         if not client.exists(name):
             raise UsageError(f"Ollama at {client.url} has no model '{name}'.", f"Register it: twin register {name}")

@@ -42,7 +42,7 @@ def command(
     folder = pipeline.demo(output, reporter)
     with file_errors(folder, "enter"):
         os.chdir(folder)
-    done = pipeline.run(pipeline.DEMO_NAME, [], load_settings(register={"host": host}), reporter)
+    done = pipeline.run(pipeline.DEMO_NAME, [], load_settings(ollama={"host": host}), reporter)
     show(done, out)
     name = pipeline.DEMO_NAME
     if done.registered:

@@ -15,7 +15,10 @@ app = typer.Typer(no_args_is_help=True, help="Presets: a base model and settings
 
 @app.command("list")
 def list_presets(json: options.Json = False) -> None:
-    """List the presets, and whether each can be trained in this version."""
+    """List the presets, and whether each can be trained in this version.
+
+    Example: twin presets list
+    """
     from twin.presets import load_preset, preset_names
     from twin.templates import family_names
 
@@ -42,7 +45,10 @@ def list_presets(json: options.Json = False) -> None:
 
 @app.command("show")
 def show_preset(name: Annotated[str, typer.Argument(help="A preset's name.")], json: options.Json = False) -> None:
-    """Print a preset's file. Example: twin presets show phi-3-mini."""
+    """Print a preset's file.
+
+    Example: twin presets show phi-3-mini
+    """
     from twin.presets import load_preset, preset_text
 
     Output(json).result(load_preset(name).model_dump(), [preset_text(name).rstrip()])
@@ -56,7 +62,10 @@ def copy_preset(
     ] = None,
     json: options.Json = False,
 ) -> None:
-    """Copy a preset to make it yours. Example: twin presets copy smollm2-135m mine.toml."""
+    """Copy a preset to make it yours.
+
+    Example: twin presets copy smollm2-135m mine.toml
+    """
     from twin.errors import UsageError
     from twin.presets import preset_text
     from twin.runs import write_text

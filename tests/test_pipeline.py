@@ -1,0 +1,538 @@
+"""The thinnest path through all steps, for real: a 2-layer model, eight chats, every file that should come out."""
+
+import json
+import math
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import CACHE
+from tests.tiny import save_model
+from twin import pipeline, runs
+from twin.errors import GateError, StepError, UsageError
+from twin.progress import Silent
+from twin.records import Turn
+from twin.settings import load_settings
+from twin.templates import load_family
+
+NOBODY = "127.0.0.1:9"
+SECRET = "hf_this_is_a_secret_and_stays_one"
+TALK = [
+    [("Bo", "are you coming to the lake?"), ("Ada", "yep, after six"), ("Bo", "bring the map"), ("Ada", "got it 🙂")],
+    [("Bo", "did the engine start"), ("Ada", "nope\nit coughed twice"), ("Bo", "poor thing"), ("Ada", "poor me")],
+    [("Bo", "tea or coffee"), ("Ada", "tea, always tea")],
+    [("Bo", "who won?"), ("Ada", "we did, 3 to ½"), ("Bo", "half a goal?"), ("Ada", "long story")],
+    [("Bo", "is the library open on sunday"), ("Ada", "till noon i think")],
+    [("Bo", "happy birthday!"), ("Ada", "aww thank you"), ("Bo", "cake?"), ("Ada", "so much cake")],
+    [("Bo", "कल मिलते हैं?"), ("Ada", "हाँ ज़रूर")],
+    [("Bo", "what are you reading"), ("Ada", "a book about tides"), ("Bo", "any good?"), ("Ada", "wet")],
+]
+ROWS = sum(speaker == "Ada" for talk in TALK for speaker, _ in talk)
+TRAIN = {"epochs": 2, "batch_size": 4, "max_length": 256, "lora_r": 4, "device": "cpu", "name": "tiny"}
+
+
+def whatsapp() -> str:
+    """An Android export of TALK, a conversation a day."""
+    return "".join(
+        f"{day:02}/01/2024, 18:{minute:02} - {speaker}: {text}\n"
+        for day, talk in enumerate(TALK, start=1)
+        for minute, (speaker, text) in enumerate(talk)
+    )
+
+
+@contextmanager
+def inside(folder: Path, cache: Path) -> Iterator[pytest.MonkeyPatch]:
+    """Work in ``folder`` with our own cache, no server, and a secret around."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.upper().startswith("TWIN_")]:
+            patch.delenv(name)
+        patch.setenv("TWIN_CACHE", str(cache))
+        patch.setenv("OLLAMA_HOST", NOBODY)
+        patch.setenv("HF_TOKEN", SECRET)
+        patch.chdir(folder)
+        yield patch
+
+
+def listing(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file below ``folder``."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@dataclass
+class Project:
+    """A project folder after all steps, one call each."""
+
+    folder: Path
+    cache: Path
+    base: Path
+    settings: object
+    exported: object
+    trained: object
+    made: object
+    survival: object
+    after_steps: dict
+
+    @property
+    def run(self) -> Path:
+        return self.folder / "adapters" / "tiny"
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory, smollm2) -> Project:
+    home = tmp_path_factory.mktemp("home")
+    cache = home / "cache"
+    cache.mkdir()
+    for shared in ("packages", "models"):  # base-gguf/ is ours, so that the user's cache keeps no toys
+        (CACHE / shared).mkdir(parents=True, exist_ok=True)
+        (cache / shared).symlink_to(CACHE / shared, target_is_directory=True)
+    base = save_model(home / "models" / "tiny-llama", smollm2)
+    folder = home / "project"
+    (folder / "brain").mkdir(parents=True)
+    (folder / "brain" / "WhatsApp Chat with Bo.txt").write_text(whatsapp(), "utf-8")
+    with inside(folder, cache):
+        settings = load_settings(
+            export={"person": "Ada", "validation_split": 0.25},
+            train={"model": str(base), **TRAIN},
+            gguf={"quantization": ["q8_0"]},
+        )
+        exported = pipeline.export([], settings, Silent())
+        trained = pipeline.train(settings, Silent())
+        made = pipeline.gguf(None, settings, Silent())
+        survival = pipeline.evaluate(trained.paths, "q8_0", settings, Silent())
+        return Project(
+            folder, cache, base, settings, exported, trained, made, survival, listing(folder)
+        )
+
+
+@pytest.fixture(scope="module")
+def whole(project) -> pipeline.Whole:
+    """``run`` after the steps, in a copy: the steps' record is new to it, so it does each once."""
+    folder = project.folder.parent / "whole"
+    shutil.copytree(project.folder / "brain", folder / "brain")
+    with inside(folder, project.cache):
+        return replace(pipeline.run("tiny", [], project.settings, Silent()), paths=runs.RunPaths(folder / "adapters" / "tiny"))
+
+
+@pytest.fixture
+def again(project, whole):
+    """Run once more where ``whole`` is, with other settings perhaps."""
+
+    def run(settings=project.settings):
+        return pipeline.run("tiny", [], settings, Silent())
+
+    with inside(whole.paths.root.parents[1], project.cache):
+        yield run
+
+
+@pytest.fixture
+def here(project):
+    with inside(project.folder, project.cache):
+        yield project.folder
+
+
+def rows_of(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_export_writes_rows_and_their_account(project):
+    data = project.folder / "data"
+    report = json.loads((data / "dataset.json").read_text("utf-8"))
+    train, val = rows_of(data / "train.jsonl"), rows_of(data / "val.jsonl")
+    full = rows_of(data / "finetune_dataset.jsonl")
+    assert report["rows"]["total"] == len(full) == len(train) + len(val) == ROWS
+    assert (report["rows"]["train"], report["rows"]["val"]) == (len(train), len(val))
+    assert report["dropped"] == {}
+    assert report["files"] == {
+        name: runs.file_digest(data / name) for name in ("finetune_dataset.jsonl", "train.jsonl", "val.jsonl")
+    }
+    assert report["sources"] == ["brain"]
+    assert report["person"] == project.exported.person == "Ada"
+    assert not {row["conversation"] for row in train} & {row["conversation"] for row in val}
+    assert len({row["conversation"] for row in val}) == 2
+    assert sorted(row["id"] for row in full) == sorted(row["id"] for row in [*train, *val])
+
+
+# ---------------------------------------------------------------- train
+
+
+def test_train_leaves_everything_of_a_run(project):
+    names = {path.name for path in project.run.iterdir()}
+    assert names >= {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+        "chat_template.jinja",
+        "run.json",
+        "metrics.jsonl",
+        "loss.png",
+        "README.md",
+        "likelihood.json",
+        "model-q8_0.gguf",
+    }
+    assert (project.run / "loss.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    assert (project.run / "chat_template.jinja").read_text("utf-8") == load_family("chatml").jinja
+    card = (project.run / "README.md").read_text("utf-8")
+    assert card.startswith("---\nbase_model: ")
+    assert "{" not in card
+
+
+def test_no_trace_of_unfinished_work(project):
+    assert [name for name in project.after_steps if ".partial" in name] == []
+
+
+def test_losses_are_finite_and_logged_a_step(project):
+    result = project.trained.record["result"]
+    logged = rows_of(project.run / "metrics.jsonl")
+    assert [entry["step"] for entry in logged] == list(range(1, result["steps"] + 1))
+    values = [entry[key] for entry in logged for key in ("loss", "learning_rate", "grad_norm", "seconds")]
+    values += [result[key] for key in ("train_loss", "val_loss", "val_loss_base", "tokens_per_second")]
+    assert all(math.isfinite(value) for value in values)
+    # Random weights know nothing: close to the uniform guess over the vocabulary.
+    assert abs(result["val_loss_base"] - math.log(49152)) < 1
+    assert result["val_change"]["conversations"] == 2
+
+
+def test_trains_json_keeps_its_keys(project):
+    keys = set(project.trained.as_json())
+    assert keys >= {
+        "adapter", "base_model", "backend", "device", "steps", "train_loss", "val_loss", "val_loss_base", "tokens",
+        "unique_tokens", "supervised_tokens", "tokens_per_second", "seconds", "peak_rss_bytes",
+    }  # fmt: skip
+
+
+def test_run_json_tells_all_but_secrets_and_places(project):
+    text = (project.run / "run.json").read_text("utf-8")
+    record = json.loads(text)
+    assert record == project.trained.record
+    assert record["plan"]["epochs"] == 2
+    assert record["plan"]["lora_r"] == 4
+    assert record["dataset"]["train"]["path"] == "data/train.jsonl"
+    assert record["dataset"]["train"]["sha256"] == runs.file_digest(project.folder / "data" / "train.jsonl")
+    assert record["base_model"] == str(project.base)
+    without_base = text.replace(str(project.base), "")
+    home = project.folder.parent
+    for private in (str(home), str(Path.home()), os.environ.get("USER") or "\0", SECRET):
+        assert private not in without_base
+    assert re.findall(r'"/[^"]*"', without_base) == []
+
+
+def test_no_secret_in_any_file(project):
+    for name in project.after_steps:
+        assert SECRET.encode() not in (project.folder / name).read_bytes(), name
+
+
+def test_plain_peft_loads_the_adapter(project):
+    import peft
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(project.base, dtype=torch.float32)
+    ids = torch.tensor([[1, 4093, 198, 2]])
+    with torch.no_grad():
+        before = model(ids).logits
+        wrapped = peft.PeftModel.from_pretrained(model, str(project.run))
+        after = wrapped(ids).logits
+    assert not torch.equal(before, after)
+    trained = {name.partition(".lora_")[0].rpartition(".")[2] for name, _ in wrapped.named_parameters() if "lora_" in name}
+    assert trained == set(project.trained.record["plan"]["target_modules"])
+    config = json.loads((project.run / "adapter_config.json").read_text("utf-8"))
+    assert config["base_model_name_or_path"] == str(project.base)
+
+
+# ---------------------------------------------------------------- gguf
+
+
+def test_the_gguf_carries_our_template_and_says_what_was_checked(project):
+    from twin.llama import open_gguf
+
+    [file] = project.made.files
+    path = project.folder / file["gguf"]
+    assert (file["gguf"], file["quantization"]) == ("adapters/tiny/model-q8_0.gguf", "q8_0")
+    assert file["bytes"] == path.stat().st_size
+    assert set(file["checks"]) == {"template", "input_ids", "end_token", "tensors", "answer"}
+    val = rows_of(project.folder / "data" / "val.jsonl")
+    assert file["checks"]["input_ids"] == f"{len(pipeline._PROBES) + len(val)} prompts, the ids of training"
+    with open_gguf(path, vocab_only=True) as model:
+        metadata = model.metadata()
+        end = model.ids("<|im_end|>")
+    assert metadata["tokenizer.chat_template"] == load_family("chatml").jinja
+    assert metadata["general.architecture"] == "llama"
+    assert end == [2]
+
+
+def test_merged_weights_are_base_plus_adapter(project, tmp_path):
+    import peft
+    import torch
+    import transformers
+    from safetensors.torch import load_file
+
+    from twin.gguf.merge import merge
+
+    merge(project.base, project.run, load_family("chatml"), tmp_path)
+    merged = load_file(tmp_path / "model.safetensors")
+    base = transformers.AutoModelForCausalLM.from_pretrained(project.base, dtype=torch.float32)
+    weights = load_file(project.run / "adapter_model.safetensors")
+    config = peft.LoraConfig.from_pretrained(str(project.run))
+    name = "model.layers.1.self_attn.v_proj"
+    up, down = (weights[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "BA")
+    expected = base.get_submodule(name).weight.detach() + config.lora_alpha / config.r * up @ down
+    assert torch.equal(merged[f"{name}.weight"], expected.to(torch.float16))
+    assert not torch.equal(merged[f"{name}.weight"].float(), base.get_submodule(name).weight)
+
+
+def test_a_zero_adapter_is_refused(project, tmp_path):
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    from twin.gguf.merge import merge
+
+    dead, target = tmp_path / "dead", tmp_path / "merged"
+    dead.mkdir()
+    target.mkdir()
+    shutil.copyfile(project.run / "adapter_config.json", dead / "adapter_config.json")
+    weights = load_file(project.run / "adapter_model.safetensors")
+    zeroed = {name: torch.zeros_like(weight) if "lora_B" in name else weight for name, weight in weights.items()}
+    save_file(zeroed, dead / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(GateError, match="changes nothing: all of it is zero"):
+        merge(project.base, dead, load_family("chatml"), target)
+    assert list(target.iterdir()) == []
+
+
+def test_another_bases_adapter_is_refused(project, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    from twin.gguf.merge import merge
+
+    other, target = tmp_path / "other", tmp_path / "merged"
+    other.mkdir()
+    target.mkdir()
+    shutil.copyfile(project.run / "adapter_config.json", other / "adapter_config.json")
+    weights = load_file(project.run / "adapter_model.safetensors")
+    wider = {name: weight.repeat(1, 2) for name, weight in weights.items()}
+    save_file(wider, other / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UsageError, match="does not fit the base model"):
+        merge(project.base, other, load_family("chatml"), target)
+    assert list(target.iterdir()) == []
+
+
+class TestCheck:
+    """The check of a finished file refuses what it should."""
+
+    @pytest.fixture
+    def probe(self, here, project):
+        """A prompt and its ids of training."""
+        from twin import basemodel
+
+        base = basemodel.resolve(str(project.base), Silent())
+        return pipeline._probes(base, load_family("chatml"), project.trained.record, project.trained.paths)[0]
+
+    def check(self, project, family, samples):
+        from twin.gguf.check import check
+
+        return check(project.run / "model-q8_0.gguf", family, samples)
+
+    def test_accepts_the_ids_of_training(self, project, probe):
+        assert self.check(project, load_family("chatml"), [probe])["input_ids"] == "1 prompts, the ids of training"
+
+    @pytest.mark.parametrize(
+        ("change", "place"),
+        [
+            (lambda ids: [*ids[:5], ids[5] + 1, *ids[6:]], 5),
+            (lambda ids: [ids[0], *ids], None),
+            (lambda ids: ids[:-1], -1),
+        ],
+        ids=["one other id", "BOS twice", "one missing at the end"],
+    )
+    def test_refuses_other_ids(self, project, probe, change, place):
+        text, ids = probe
+        at = {None: r"\d+", -1: str(len(ids) - 1)}.get(place, str(place))
+        with pytest.raises(GateError, match=rf"reads a prompt as {len(ids)} ids and training used \d+; they part at id {at}:"):
+            self.check(project, load_family("chatml"), [(text, change(list(ids)))])
+
+    def test_refuses_another_template(self, project, probe):
+        family = load_family("chatml")
+        other = family.model_copy(update={"jinja": family.jinja + " "})
+        with pytest.raises(GateError, match=r"'model-q8_0.gguf' does not carry the template of family 'chatml'"):
+            self.check(project, other, [probe])
+
+    def test_refuses_an_end_that_does_not_end(self, project, probe):
+        family = load_family("chatml")
+        other = family.model_copy(update={"end_token": "<|im_start|>", "stops": ["<|im_start|>"]})
+        with pytest.raises(GateError, match=re.escape("does not end a reply at '<|im_start|>'")):
+            self.check(project, other, [probe])
+
+    def test_a_truncated_file_is_a_step_error(self, project, tmp_path):
+        from twin.llama import open_gguf
+
+        cut = tmp_path / "cut.gguf"
+        cut.write_bytes((project.run / "model-q8_0.gguf").read_bytes()[:-4096])
+        with pytest.raises(StepError, match="can't be opened as a model"), open_gguf(cut):
+            pass
+
+
+# ---------------------------------------------------------------- evaluate
+
+
+def test_evaluate_measures_the_held_out_replies(project):
+    val = rows_of(project.folder / "data" / "val.jsonl")
+    survival = project.survival
+    assert survival.gguf["replies"] == len(val)
+    assert survival.gguf["conversations"] == 2
+    assert survival.gguf["low"] <= survival.gguf["change"] <= survival.gguf["high"]
+    assert all(math.isfinite(value) for value in survival.gguf.values())
+    # The same replies under the same weights, once by PyTorch and once by llama.cpp at 8 bits.
+    assert survival.adapter == project.trained.record["result"]["val_change"]
+    assert survival.gguf["before"] == pytest.approx(survival.adapter["before"], abs=0.05)
+    assert survival.gguf["after"] == pytest.approx(survival.adapter["after"], abs=0.05)
+    assert [set(sample) for sample in survival.samples] == [{"prompt", "base", "twin", "person"}] * 2
+    written = json.loads((project.run / "likelihood.json").read_text("utf-8"))
+    assert written == json.loads(json.dumps(survival.as_json()))
+
+
+def test_compare_of_equals_is_zero_with_no_doubt():
+    from twin.evaluate.likelihood import Scored, compare
+
+    scores = [Scored(f"r{n}", f"c{n % 3}", 1.5 * n + 0.1, n + 1) for n in range(12)]
+    change = compare(scores, scores)
+    assert (change.change, change.low, change.high) == (0.0, 0.0, 0.0)
+    assert change.before == change.after == pytest.approx(sum(s.nll for s in scores) / sum(s.tokens for s in scores))
+    better = compare(scores, [replace(score, nll=score.nll - 0.5 * score.tokens) for score in scores])
+    assert (better.change, better.low, better.high) == pytest.approx((-0.5, -0.5, -0.5))
+    with pytest.raises(ValueError, match="not scored on the same replies"):
+        compare(scores, scores[1:])
+
+
+# ---------------------------------------------------------------- chat
+
+
+def test_chat_from_the_gguf_sends_the_trained_prompt(project, here):
+    from transformers import AutoTokenizer
+
+    from twin.chat import Chat
+    from twin.training.samples import prompt_ids
+
+    with pipeline.gguf_backend(Path("adapters/tiny/model-q8_0.gguf")) as backend:
+        chat = Chat(backend)
+        reply = "".join(chat.say("tea?"))
+    turns = [Turn("system", project.trained.record["system_prompt"]), Turn("user", "tea?")]
+    tokenizer = AutoTokenizer.from_pretrained(project.base)
+    assert chat.counts.prompt_tokens == len(prompt_ids(tokenizer, load_family("chatml"), turns))
+    assert reply.strip()
+    assert chat.turns == [Turn("user", "tea?"), Turn("assistant", reply.strip())]
+
+
+# ---------------------------------------------------------------- dry runs
+
+
+def test_dry_runs_write_nothing(project, here):
+    before = listing(here)
+    assert pipeline.export([], project.settings, Silent(), dry_run=True).train == project.exported.train
+    planned = pipeline.train(project.settings, Silent(), dry_run=True).as_json()
+    assert planned["steps"] == project.trained.record["result"]["steps"]
+    assert planned["unique_tokens"] == project.trained.record["result"]["unique_tokens"]
+    assert pipeline.gguf(None, project.settings, Silent(), dry_run=True).files == (
+        {"gguf": "adapters/tiny/model-q8_0.gguf", "quantization": "q8_0"},
+    )
+    assert listing(here) == before
+
+
+# ---------------------------------------------------------------- run
+
+
+def test_run_does_each_step_once(project, whole):
+    assert set(whole.seconds) == {"export", "train", "gguf", "evaluate"}
+    assert all(seconds is not None for seconds in whole.seconds.values())
+    assert whole.registered is False
+    assert whole.note.endswith("Then: twin register tiny")
+    assert NOBODY in whole.note
+    folder = whole.paths.root.parents[1]
+    for name in ("data/train.jsonl", "data/val.jsonl"):
+        assert (folder / name).read_bytes() == (project.folder / name).read_bytes()
+
+
+def test_a_second_run_skips_every_step(whole, again):
+    before = listing(Path())
+    assert again().seconds == dict.fromkeys(("export", "train", "gguf", "evaluate"))
+    assert listing(Path()) == before
+
+
+def test_a_cut_gguf_is_made_again_alike(whole, again):
+    again()
+    file = whole.paths.gguf("q8_0")
+    digest = runs.file_digest(file)
+    file.write_bytes(file.read_bytes()[:100_000])
+    seconds = again().seconds
+    assert seconds["gguf"] is not None
+    assert {step for step, value in seconds.items() if value is None} == {"export", "train", "evaluate"}
+    assert runs.file_digest(file) == digest
+
+
+def test_another_quantization_remakes_the_gguf_alone(project, whole, again):
+    again()
+    settings = project.settings.model_copy(
+        update={"gguf": project.settings.gguf.model_copy(update={"quantization": ["f16"]})}
+    )
+    seconds = again(settings).seconds
+    assert {step for step, value in seconds.items() if value is None} == {"export", "train"}
+    assert whole.paths.gguf("f16").stat().st_size > whole.paths.gguf("q8_0").stat().st_size
+    assert again(settings).seconds == dict.fromkeys(("export", "train", "gguf", "evaluate"))
+
+
+def test_run_on_the_command_line_is_one_object_and_exit_3_without_a_server(project, whole, again):
+    again()
+    options = [part for key, value in TRAIN.items() if key != "name" for part in (f"--{key.replace('_', '-')}", str(value))]
+    Path("twin.toml").write_text('[export]\nperson = "Ada"\nvalidation_split = 0.25\n', "utf-8")
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "twin", "run", "tiny", "--json", "-q", "q8_0", "--model", str(project.base), *options],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    finally:
+        Path("twin.toml").unlink()
+    result = json.loads(done.stdout)
+    assert done.returncode == 3, done.stderr
+    assert result["registered"] is False
+    assert set(result["steps"].values()) == {None}
+    assert "Traceback" not in done.stderr
+
+
+def test_a_wrong_quantization_stops_a_run_before_it_begins(project, tmp_path):
+    shutil.copytree(project.folder / "brain", tmp_path / "new" / "brain")
+    settings = project.settings.model_copy(
+        update={"gguf": project.settings.gguf.model_copy(update={"quantization": ["q8_0", "q5_q_m"]})}
+    )
+    with inside(tmp_path / "new", project.cache):
+        before = listing(Path())
+        with pytest.raises(UsageError) as caught:
+            pipeline.run("tiny", [], settings, Silent())
+        assert caught.value.message == "There is no quantization 'q5_q_m'."
+        assert listing(Path()) == before
+
+
+def test_without_held_out_rows_a_run_ends_unmeasured(project, tmp_path):
+    folder = tmp_path / "all"
+    shutil.copytree(project.folder / "brain", folder / "brain")
+    settings = project.settings.model_copy(
+        update={"export": project.settings.export.model_copy(update={"validation_split": 0.0})}
+    )
+    with inside(folder, project.cache):
+        done = pipeline.run("tiny", [], settings, Silent())
+        assert set(done.seconds) == {"export", "train", "gguf"}
+        assert done.survival == {}
+        assert done.as_json()["likelihood"] == {}
+        assert runs.read_json(done.paths.record)["result"]["val_loss"] is None
+        with pytest.raises(StepError, match="no held-out conversations|held-out rows are gone"):
+            pipeline.evaluate(done.paths, "q8_0", settings, Silent())
