@@ -23,7 +23,7 @@ def save_model(folder: Path, smollm2: Path) -> Path:
             num_key_value_heads=2,
             max_position_embeddings=4096,
             rope_parameters=config.rope_parameters,
-            tie_word_embeddings=True,
+            tie_word_embeddings=False,  # tied random weights would repeat the last token, a line end
             bos_token_id=config.bos_token_id,
             eos_token_id=config.eos_token_id,
             pad_token_id=config.pad_token_id,

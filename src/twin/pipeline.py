@@ -9,6 +9,7 @@ What two features need of one another is put together here and nowhere else. Hea
 from __future__ import annotations
 
 import platform
+import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -380,7 +381,9 @@ def _install(paths: RunPaths, scratch: Path, family: Family, facts: dict[str, An
     with file_errors(paths.root, "write"):
         paths.record.unlink(missing_ok=True)
         for name in (paths.adapter_config.name, paths.adapter_weights.name):
+            (scratch / name).chmod(0o600)
             (scratch / name).replace(paths.root / name)
+        shutil.rmtree(paths.checkpoints, ignore_errors=True)  # the adapter is whole: they have done their work
     runs.write_text(paths.root / "chat_template.jinja", family.jinja)
     runs.write_text(paths.metrics, "".join(orjson.dumps(entry).decode() + "\n" for entry in outcome.logs))
     record.write_loss_plot(
@@ -403,7 +406,7 @@ def _install(paths: RunPaths, scratch: Path, family: Family, facts: dict[str, An
             "val_loss": loss(facts["result"]["val_loss"]), "family": family.name,
         },
     )  # fmt: skip
-    facts["files"] = {path.name: runs.file_digest(path) for path in (paths.adapter_config, paths.adapter_weights)}
+    facts["files"] = _adapter_digests(paths)
     runs.write_json(paths.record, facts)
 
 
@@ -480,11 +483,26 @@ def gguf(
         files = tuple({"gguf": str(path), "quantization": name} for name, path in targets.items())
         return Made(paths, files, time.perf_counter() - started)
     with runs.exclusive(paths.root):
-        made = _make_gguf(base, paths.root, family, targets, _probes(base, family, record, paths), settings, reporter)
+        made = _make_gguf(base, paths.root, family, targets, _probes(base, family, record), settings, reporter)
+        for file in made:
+            runs.write_json(paths.gguf_record(file["quantization"]), file | {"adapter": _adapter_digests(paths)})
     return Made(paths, tuple(made), time.perf_counter() - started)
 
 
-def _probes(base: BaseModel, family: Family, record: dict[str, Any], paths: RunPaths) -> list[tuple[str, list[int]]]:
+def _adapter_digests(paths: RunPaths) -> dict[str, str]:
+    return {path.name: runs.file_digest(path) for path in (paths.adapter_config, paths.adapter_weights)}
+
+
+def is_current(paths: RunPaths, quantization: str) -> bool:
+    """Say whether the run's GGUF is there and was made of the adapter that is there now."""
+    file, beside = paths.gguf(quantization), paths.gguf_record(quantization)
+    if not (file.is_file() and beside.is_file()):
+        return False
+    made = runs.read_json(beside)
+    return made.get("adapter") == _adapter_digests(paths) and made.get("bytes") == file.stat().st_size
+
+
+def _probes(base: BaseModel, family: Family, record: dict[str, Any]) -> list[tuple[str, list[int]]]:
     """Return prompts and the ids of training for them: fixed ones and, where the rows are still there, the person's."""
     from twin.dataset.formats import read_rows
     from twin.training.samples import prompt_ids
@@ -688,12 +706,14 @@ def register(
     client = OllamaClient(settings.ollama.host)
     client.version()
     family = load_family(record["family"])
-    file = gguf_file or paths.gguf(settings.gguf.quantization[0].lower())
-    if not file.exists():
-        if gguf_file is not None:
-            raise UsageError(f"There is no GGUF '{file}'.", f"Make one: twin gguf {paths.root}")
-        if not dry_run:
-            gguf(paths.root, settings, reporter)
+    quantization = settings.gguf.quantization[0].lower()
+    file = gguf_file or paths.gguf(quantization)
+    if gguf_file is not None and not file.exists():
+        raise UsageError(f"There is no GGUF '{file}'.", f"Make one: twin gguf {paths.root}")
+    if gguf_file is None and not dry_run and not is_current(paths, quantization):
+        if file.exists():
+            reporter.say(f"{file} was not made of this adapter: it is made again")
+        gguf(paths.root, settings, reporter)
     plan = record["plan"]
     given = settings.ollama
     num_ctx = given.num_ctx or plan["num_ctx"]
@@ -858,7 +878,9 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
 
         def do_gguf() -> list[Path]:
             made = gguf(paths.root, settings, reporter)
-            return [Path(file["gguf"]) for file in made.files]
+            return [
+                path for file in made.files for path in (Path(file["gguf"]), paths.gguf_record(file["quantization"]))
+            ]
 
         def do_evaluate() -> list[Path]:
             evaluate(paths, quantization, settings, reporter)

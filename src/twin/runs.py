@@ -104,6 +104,10 @@ class RunPaths:
         """The trainer's checkpoints, while it runs."""
         return self.root / "checkpoints"
 
+    def gguf_record(self, quantization: str) -> Path:
+        """Return the file that says which adapter a GGUF was made of."""
+        return self.root / f"model-{quantization}.json"
+
     @property
     def modelfile(self) -> Path:
         """What ``ollama create -f`` would read."""

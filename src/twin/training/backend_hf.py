@@ -124,6 +124,20 @@ class MasterAdamW(torch.optim.AdamW):
                 weight.copy_(master)
         return result
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state with the float32 weights: the working weights alone would lose what was rounded away."""
+        state: dict[str, Any] = super().state_dict()
+        return state | {"masters": [weight.detach().clone() for weight in self._masters()]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up a state, float32 weights included."""
+        rest = {key: value for key, value in state_dict.items() if key != "masters"}
+        super().load_state_dict(rest)
+        with torch.no_grad():
+            for master, weight, saved in zip(self._masters(), self.working, state_dict["masters"], strict=True):
+                master.copy_(saved)
+                weight.copy_(saved)
+
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Clear both sets of gradients."""
         super().zero_grad(set_to_none)
@@ -317,6 +331,7 @@ def train(
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     checkpoint = _checkpoint(resume_from, work)
+    work.mkdir(parents=True, exist_ok=True, mode=0o700)
     device = choose_device(plan.device)
     dtype, why = choose_dtype(device)
     with reporter.task("Loading the base model"):
