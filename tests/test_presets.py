@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twin.errors import StepError, TwinError, UsageError
+from twin.errors import TwinError, UsageError
 from twin.presets import load_preset, plan_training, preset_folder, preset_names, preset_text
 from twin.settings import TrainSettings
 
@@ -137,7 +137,7 @@ def test_a_changed_rank_keeps_the_scale(lora_r):
 
 
 def test_rows_longer_than_what_is_served_are_refused():
-    with pytest.raises(StepError) as caught:
+    with pytest.raises(UsageError) as caught:
         plan_training(TrainSettings(max_length=8192), load_preset("smollm2-135m"))
     assert caught.value.message == "max_length 8192 is longer than the 4096 tokens that are served."
     assert caught.value.hint == "Use --max-length 4096 or a preset of your own with a larger num_ctx."

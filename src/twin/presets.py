@@ -12,7 +12,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from twin.errors import StepError, UsageError, file_errors, nearest
+from twin.errors import UsageError, file_errors, nearest
 from twin.settings import TrainSettings
 
 
@@ -124,13 +124,13 @@ def plan_training(settings: TrainSettings, preset: Preset) -> TrainPlan:
     """Lay the user's settings over the preset's. A changed rank keeps the preset's alpha / rank.
 
     Raises:
-        StepError: num_ctx of the preset is shorter than the training length.
+        UsageError: num_ctx of the preset is shorter than the training length.
     """
     own = preset.training
     lora_r = settings.lora_r or own.lora_r
     max_length = settings.max_length or own.max_length
     if max_length > preset.serving.num_ctx:
-        raise StepError(
+        raise UsageError(
             f"max_length {max_length} is longer than the {preset.serving.num_ctx} tokens that are served.",
             f"Use --max-length {preset.serving.num_ctx} or a preset of your own with a larger num_ctx.",
         )

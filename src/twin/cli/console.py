@@ -25,7 +25,7 @@ def stderr_console() -> Console:
     """Return a console on stderr."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, soft_wrap=True)
+    return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)  # names are not ours to change
 
 
 class _Bar:

@@ -169,6 +169,7 @@ class TreeTrainer(transformers.Trainer):
     """A Trainer whose batch is the packs of one optimizer step."""
 
     tree_dtype: torch.dtype
+    masters: MasterAdamW
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add up the gradients of a step's packs; return the mean loss over its supervised tokens."""
@@ -182,6 +183,14 @@ class TreeTrainer(transformers.Trainer):
             self.accelerator.backward(loss)
             total += loss.detach().cpu()
         return total.to(self.args.device)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        """Load the adapter; PEFT makes new float32 weights of it, so give them their dtype and the optimizer them."""
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
+        for weight in trained:
+            weight.data = weight.data.to(self.tree_dtype)
+        self.masters.working = trained
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Keep the order that was planned: shuffling was done by conversations, from the seed."""
@@ -376,7 +385,7 @@ def train(
             callbacks=[log],
         )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-        trainer.tree_dtype = dtype
+        trainer.tree_dtype, trainer.masters = dtype, optimizer
         started = time.perf_counter()
         outcome = trainer.train(resume_from_checkpoint=checkpoint)
         seconds = time.perf_counter() - started

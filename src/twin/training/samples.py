@@ -101,6 +101,12 @@ def fit(
     return None
 
 
+def _first_question(turns: Sequence[Turn]) -> int:
+    """Return how many turns stand before the first of the other side, the system prompt not counted."""
+    rest = turns[1:] if turns[0].role == "system" else turns
+    return next((place for place, turn in enumerate(rest) if turn.role == "user"), 0)
+
+
 def build_samples(rows: Iterable[Example], tokenizer: Tokenizer, family: Family, max_length: int) -> Samples:
     """Return one sample a reply that a row teaches.
 
@@ -118,7 +124,7 @@ def build_samples(rows: Iterable[Example], tokenizer: Tokenizer, family: Family,
                 too_long += 1
                 continue
             ids, cut = fitted
-            shortened += cut > 0
+            shortened += cut > _first_question(row.turns[:place])
             sample_id = f"{row.id}@{place}" if row.every_reply else row.id
             samples.append(Sample(sample_id, row.conversation_id, row.kind, tuple(ids + reply), len(ids)))
     if not samples:

@@ -70,7 +70,7 @@ def read(path: Path, name: str, skipped: Counter[str]) -> Iterator[Conversation]
     messages: list[Message] = []
     for at, said, whatsapps in started:
         speaker, colon, first = said[0].partition(": ")
-        if not colon or speaker.count('"') % 2:  # a colon inside a quoted group name
+        if not colon or (speaker.count('"') % 2 and '"' in first):  # a colon inside a quoted group name
             skipped["WhatsApp's own message"] += 1
             continue
         if _MEDIA.fullmatch(first):  # a caption may follow on the next lines
@@ -87,9 +87,10 @@ def read(path: Path, name: str, skipped: Counter[str]) -> Iterator[Conversation]
 
 
 def _date_order(matches: list[re.Match[str]]) -> str | None:
-    """Return ``dmy``, ``mdy`` or ``ymd``: the order under which most dates exist, then time runs backward least."""
+    """Return ``dmy``, ``mdy`` or ``ymd``: under which most dates exist, then time runs backward least."""
     best: tuple[int, int, str] | None = None
-    for order in ("dmy", "mdy", "ymd"):
+    twelve_hours = any(match[7] for match in matches)  # where the day comes second, the clock has twelve hours
+    for order in ("mdy", "dmy", "ymd") if twelve_hours else ("dmy", "mdy", "ymd"):
         times = [at for match in matches if (at := _when(match, order))]
         backward = sum(later < earlier for earlier, later in pairwise(times))
         if times and (best is None or (-len(times), backward) < best[:2]):

@@ -1,0 +1,149 @@
+"""The real Trainer on a two-layer model: resumption to the same bits, what is measured, what is refused."""
+
+import math
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+import transformers
+
+from twin.errors import GateError, UsageError
+from twin.presets import load_preset, plan_training
+from twin.progress import Silent
+from twin.settings import TrainSettings
+from twin.training import backend_hf
+from twin.training.samples import Sample
+
+SAMPLES = [
+    Sample(f"r{number}", f"c{number // 3}", "chat", (1, 2, 3, *range(4, 8 + number % 5), 40 + number, 41, 2), 4)
+    for number in range(36)
+]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = transformers.LlamaConfig(
+        vocab_size=96, hidden_size=32, intermediate_size=48, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, tie_word_embeddings=True,
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def plan():
+    settings = TrainSettings(epochs=2, batch_size=3, learning_rate=0.01, lora_r=4, device="cpu")
+    return plan_training(settings, load_preset("smollm2-135m"))
+
+
+class StopAt(Silent):
+    """A reporter that presses Ctrl-C when training reaches a step."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def task(self, title, total=None):
+        context = super().task(title, total)
+        return _Stopping(context, self.step) if title == "Training" else context
+
+
+class _Stopping:
+    def __init__(self, inner, left):
+        self.inner, self.left = inner, left
+
+    def __enter__(self):
+        self.inner.__enter__()
+        return self
+
+    def __exit__(self, *error):
+        return self.inner.__exit__(*error)
+
+    def advance(self, amount=1, note=""):
+        self.left -= amount
+        if self.left <= 0:
+            raise KeyboardInterrupt
+
+
+def train(base, plan, folder, resume=None, reporter=None, val=SAMPLES[:6]):
+    folder.mkdir(exist_ok=True)
+    return backend_hf.train(
+        base, "owner/model", plan, SAMPLES[6:], val, folder / "work", folder, resume, reporter or Silent()
+    )
+
+
+def weights(folder):
+    from safetensors.torch import load_file
+
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_a_stopped_run_resumed_gives_the_same_bits(base, plan, tmp_path):
+    whole = train(base, plan, tmp_path / "whole")
+    assert whole.steps == 20
+    with pytest.raises(KeyboardInterrupt):
+        train(base, plan, tmp_path / "cut", reporter=StopAt(14))
+    assert not (tmp_path / "cut/adapter_model.safetensors").exists()
+    train(base, plan, tmp_path / "cut", resume="auto")
+    once, again = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert once.keys() == again.keys()
+    assert all(torch.equal(once[name], again[name]) for name in once)
+    other = weights(tmp_path / "whole") | {}
+    train(base, plan.model_copy(update={"seed": 1}), tmp_path / "other")
+    assert not all(torch.equal(other[name], value) for name, value in weights(tmp_path / "other").items())
+
+
+def test_what_is_measured_is_what_plain_peft_computes(base, plan, tmp_path):
+    done = train(base, plan, tmp_path / "run")
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, done.dtype))
+    model = peft.PeftModel.from_pretrained(model, str(tmp_path / "run"), autocast_adapter_dtype=False).eval()
+    for sample, score in zip(SAMPLES[:6], done.after, strict=True):
+        ids = torch.tensor([sample.input_ids])
+        with torch.no_grad():
+            logits = model(ids[:, :-1]).logits[0, sample.prompt_length - 1 :].float()
+        expected = torch.nn.functional.cross_entropy(logits, ids[0, sample.prompt_length :], reduction="sum")
+        assert (score.id, score.tokens) == (sample.id, sample.supervised)
+        assert score.nll == pytest.approx(float(expected), rel=0.02)
+    assert sum(score.nll for score in done.after) < sum(score.nll for score in done.before)
+    assert all(math.isfinite(entry["loss"]) for entry in done.logs)
+    assert [entry["step"] for entry in done.logs] == list(range(1, done.steps + 1))
+
+
+def test_small_updates_are_not_rounded_away():
+    weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    ours = backend_hf.MasterAdamW([weight], lr=1e-4, weight_decay=0.0)
+    plain_weight = torch.nn.Parameter(torch.ones(1, dtype=torch.bfloat16))
+    plain = torch.optim.AdamW([plain_weight], lr=1e-4, weight_decay=0.0)
+    for _ in range(100):
+        for one, optimizer in ((weight, ours), (plain_weight, plain)):
+            one.grad = torch.ones_like(one)
+            optimizer.step()
+            optimizer.zero_grad()
+    assert float(plain_weight) == 1.0
+    assert float(weight) == pytest.approx(0.99, abs=0.003)
+
+
+def test_target_modules_that_the_model_lacks_are_refused(base, plan):
+    model = backend_hf.load_model(base, "cpu", torch.float32)
+    with pytest.raises(GateError, match=r"The base model has no module qkv_proj\."):
+        backend_hf.add_lora(model, plan.model_copy(update={"target_modules": ["qkv_proj", "o_proj"]}))
+
+
+@pytest.mark.parametrize("key", ["sliding_window", "attn_logit_softcapping"])
+def test_attention_that_the_tree_does_not_compute_is_refused(base, tmp_path, key):
+    config = transformers.AutoConfig.from_pretrained(base)
+    setattr(config, key, 16)
+    config.save_pretrained(tmp_path)
+    with pytest.raises(GateError, match="which prefix packing does not compute yet"):
+        backend_hf.load_model(tmp_path, "cpu", torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("resume", "sentence"),
+    [("auto", "There is no checkpoint in"), ("nowhere", "'nowhere' is no checkpoint.")],
+)
+def test_a_wrong_checkpoint_is_refused(base, plan, tmp_path, resume, sentence):
+    with pytest.raises(UsageError, match=sentence):
+        train(base, plan, tmp_path / "run", resume=resume)
