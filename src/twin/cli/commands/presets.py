@@ -14,7 +14,7 @@ app = typer.Typer(no_args_is_help=True, help="Presets: a base model and settings
 
 
 @app.command("list")
-def list_presets(json: options.Json = False) -> None:
+def list_presets(json: options.Json = False, quiet: options.Quiet = False, verbose: options.Verbose = False) -> None:
     """List the presets, and whether each can be trained in this version.
 
     Example: twin presets list
@@ -40,18 +40,23 @@ def list_presets(json: options.Json = False) -> None:
         f"{one.name:14} {one.summary}" + ("" if one.family in ready else f" [not yet: no template pair '{one.family}']")
         for one in presets
     ]
-    Output(json).result(data, lines)
+    Output(json, quiet, verbose).result(data, lines)
 
 
 @app.command("show")
-def show_preset(name: Annotated[str, typer.Argument(help="A preset's name.")], json: options.Json = False) -> None:
+def show_preset(
+    name: Annotated[str, typer.Argument(help="A preset's name.")],
+    json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+) -> None:
     """Print a preset's file.
 
     Example: twin presets show phi-3-mini
     """
     from twin.presets import load_preset, preset_text
 
-    Output(json).result(load_preset(name).model_dump(), [preset_text(name).rstrip()])
+    Output(json, quiet, verbose).result(load_preset(name).model_dump(), [preset_text(name).rstrip()])
 
 
 @app.command("copy")
@@ -61,6 +66,9 @@ def copy_preset(
         Path | None, typer.Argument(help="The new file. Default: NAME.toml here", show_default=False)
     ] = None,
     json: options.Json = False,
+    quiet: options.Quiet = False,
+    verbose: options.Verbose = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Copy a preset to make it yours.
 
@@ -74,7 +82,9 @@ def copy_preset(
     text = preset_text(name)
     if path.exists():
         raise UsageError(f"'{path}' is there already.", f"Name another file: twin presets copy {name} mine.toml")
-    write_text(path, text)
-    out = Output(json)
-    out.result({"path": str(path)}, [str(path)])
-    out.hint(f"twin train --preset {path}")
+    out = Output(json, quiet, verbose)
+    if not dry_run:
+        write_text(path, text)
+    out.result({"path": str(path)}, [str(path), *(["Nothing was written (--dry-run)."] if dry_run else [])])
+    if not dry_run:
+        out.hint(f"twin train --preset {path}")
