@@ -102,3 +102,10 @@ def tokenizer(smollm2: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(smollm2))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests against a real server load models: they are slow too, so that the fast suite stays fast."""
+    for item in items:
+        if item.get_closest_marker("ollama"):
+            item.add_marker("slow")

@@ -836,6 +836,28 @@ class _Steps:
         return all(Path(path).is_file() and runs.file_digest(Path(path)) == digest for path, digest in outputs.items())
 
 
+@dataclass(frozen=True, slots=True)
+class Foreseen:
+    """What ``run`` would do: the rows it would learn from, and which steps were done before."""
+
+    exported: Exported
+    done_before: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of ``--json``."""
+        return {"export": self.exported.as_json(), "done_before": list(self.done_before)}
+
+
+def foresee(name: str, sources: Sequence[Path], settings: Settings, reporter: Reporter) -> Foreseen:
+    """Check what ``run`` needs and count its rows, without writing into the project."""
+    paths = runs.run_paths(name)
+    found = find_sources(sources)
+    preflight(settings, plan_training(settings.train, load_preset(settings.train.preset)), paths.root, reporter)
+    need("gguf", "llama_cpp", "gguf")
+    done = runs.read_json(paths.steps) if paths.steps.exists() else {}
+    return Foreseen(export(found, settings, reporter, dry_run=True), tuple(done))
+
+
 def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Reporter, force: bool = False) -> Whole:
     """Do all steps for the run ``name``; each is skipped when what it reads did not change.
 

@@ -44,6 +44,7 @@ def command(
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
+    dry_run: options.DryRun = False,
 ) -> None:
     """Run all steps."""
     from twin import pipeline
@@ -60,6 +61,18 @@ def command(
         gguf={"quantization": quantization, "llama_cpp": llama_cpp},
         ollama={"host": host},
     )  # fmt: skip
+    if dry_run:
+        seen = pipeline.foresee(name, sources or [], settings, out.reporter())
+        before = ", ".join(seen.done_before) or "none"
+        out.result(
+            seen.as_json(),
+            [
+                f"{seen.exported.train} rows to learn from {seen.exported.person}, {seen.exported.val} held out",
+                f"Steps done before (skipped where nothing changed): {before}",
+                "Nothing was written (--dry-run).",
+            ],
+        )
+        return
     done = pipeline.run(name, sources or [], settings, out.reporter(), force)
     show(done, out)
     if done.note:
