@@ -1,6 +1,6 @@
 """Seconds for one pass over the same chat rows: twin, TRL's SFTTrainer and a plain padded loop, on a CPU.
 
-    python benchmarks/training.py [--rows 48] [--rounds 2]
+    python benchmarks/training.py [--rows 48] [--rounds 1]
 
 What is the same for all three: the rows (chats of the bundled sample brain, whole conversations, system prompt and
 history in each row, as ``twin export`` writes them), their order, optimizer steps of 8 rows, the base model
@@ -19,6 +19,9 @@ rounding. TRL's rows are compared with twin's, token by token and label by label
   Tokenizing and padding are outside.
 
 Each is a process of its own and they take turns; loading is outside the timing, nothing is saved, nothing is logged.
+"others" is the share of the machine's cores that other processes took meanwhile. On a busy machine PyTorch's threads
+spin while they wait for one that the system has taken off its core, which hits many small operations hardest: set
+``OMP_WAIT_POLICY=PASSIVE`` for all three there, and read the CPU seconds.
 
 The share of the machine's matrix rate that twin reaches counts useful work only:
 
@@ -35,6 +38,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import statistics
@@ -70,15 +74,25 @@ def sample_rows(count: int) -> list[Any]:
     return rows[:count]
 
 
+def busy_seconds() -> float:
+    """Return how long the machine's cores have worked, for anybody; NaN where the kernel does not say."""
+    if not Path("/proc/stat").exists():
+        return math.nan
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split()[1:9])
+    return (user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK")
+
+
 class Clock:
-    """Seconds on the wall and of the processor since it was made."""
+    """Seconds since it was made: on the wall, of this process on all cores, and of all others."""
 
     def __init__(self) -> None:
-        self.wall, self.processor = time.perf_counter(), time.process_time()
+        self.wall, self.own, self.all = time.perf_counter(), time.process_time(), busy_seconds()
 
     def read(self) -> dict[str, float]:
-        """Return both."""
-        return {"seconds": time.perf_counter() - self.wall, "cpu": time.process_time() - self.processor}
+        """Return the seconds and ``others``, the share of the machine that other processes took."""
+        wall, own = time.perf_counter() - self.wall, time.process_time() - self.own
+        others = (busy_seconds() - self.all - own) / (wall * (os.cpu_count() or 1))
+        return {"seconds": wall, "cpu": own, "others": others}
 
 
 class Setup:
@@ -337,15 +351,30 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
     fast = "".join(f", {name}" for flag, name in BF16_FLAGS.items() if flag in flags)
     libraries = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "trl", "peft"))
     print(f"Python {platform.python_version()}, {libraries}")
-    print(f"{platform.machine()}, {os.cpu_count()} cores, {facts['threads']} threads, {facts['capability']}{fast}")
+    policy = os.environ.get("OMP_WAIT_POLICY", "default").lower()
+    print(
+        f"{platform.machine()}, {os.cpu_count()} cores, {facts['capability']}{fast}; {facts['threads']} threads, "
+        f"wait policy {policy}"
+    )
     print(
         f"{facts['row_tokens']:,} tokens in the rows, {facts['supervised']:,} of them supervised; "
         f"{facts['conversations']} conversations, {facts['turns']:.1f} turns a row with the system prompt;\n"
         f"{len(results['twin'][0]['losses'])} steps of at most {STEP_ROWS} rows; {facts['dtype']}\n"
     )
     best = {name: min(found, key=lambda one: one["seconds"]) for name, found in results.items()}
-    heads = ("", "seconds", "each round", "CPU s", "row tokens/s", "computed", "loss, step 1", "last", "peak RSS")
-    widths = (8, 9, 16, 8, 14, 10, 14, 8, 11)
+    heads = (
+        "",
+        "seconds",
+        "each round",
+        "CPU s",
+        "others",
+        "row tokens/s",
+        "computed",
+        "loss, step 1",
+        "last",
+        "peak RSS",
+    )
+    widths = (8, 9, 14, 8, 8, 14, 10, 14, 8, 11)
     print("".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
     for name, one in best.items():
         cells = (
@@ -353,6 +382,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
             f"{one['seconds']:.1f}",
             " ".join(f"{other['seconds']:.1f}" for other in results[name]),
             f"{one['cpu']:.1f}",
+            f"{one['others']:.0%}",
             f"{facts['row_tokens'] / one['seconds']:,.0f}",
             f"{one['computed']:,}",
             f"{one['losses'][0]:.4f}",
@@ -384,7 +414,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time one pass over the same rows: twin, TRL, a padded loop.")
     parser.add_argument("--rows", type=int, default=48, help="chat rows of the sample brain")
-    parser.add_argument("--rounds", type=int, default=2, help="how often each is run; they take turns")
+    parser.add_argument("--rounds", type=int, default=1, help="how often each is run; they take turns")
     parser.add_argument("--variant", choices=VARIANTS, help="run this one alone, here, and print JSON")
     given = parser.parse_args()
     if given.variant:

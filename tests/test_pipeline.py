@@ -40,6 +40,7 @@ TALK = [
     [("Bo", "what are you reading"), ("Ada", "a book about tides"), ("Bo", "any good?"), ("Ada", "wet")],
 ]
 ROWS = sum(speaker == "Ada" for talk in TALK for speaker, _ in talk)
+pytestmark = pytest.mark.slow
 TRAIN = {"epochs": 2, "batch_size": 4, "max_length": 256, "lora_r": 4, "device": "cpu", "name": "tiny"}
 
 

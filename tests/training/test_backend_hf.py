@@ -80,6 +80,7 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
+@pytest.mark.slow
 def test_a_stopped_run_resumed_gives_the_same_bits(base, plan, tmp_path):
     whole = train(base, plan, tmp_path / "whole")
     assert whole.steps == 20
