@@ -424,7 +424,7 @@ def main() -> None:
     for _ in range(given.rounds):
         for name in VARIANTS:
             results[name].append(in_process(name, given.rows))
-    print(f"One pass over {given.rows} rows, best of {given.rounds} rounds")
+    print(f"One pass over {given.rows} rows; rounds: {given.rounds}, the best one counts")
     report(results)
 
 

@@ -24,7 +24,7 @@ sys.stderr.write(" ".join(sorted(sys.modules)))
 sys.exit(code)
 """
 EVERYWHERE = {"--json", "--quiet", "--verbose", "--help"}
-# design.md, "The command line is a contract", as far as this version has it.
+# The command line is a contract (CHANGELOG.md); this is what the version has of it.
 CONTRACT = {
     "export": {
         "--format", "--output", "--person", "--include-system", "--no-include-system", "--quality-filter",

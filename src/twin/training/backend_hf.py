@@ -28,8 +28,9 @@ from twin.training import attention
 from twin.training.prefix_tree import Pack, batches, pack_within
 from twin.training.samples import Sample
 
-TOKEN_BUDGET = 4096
-_EVAL_BATCH = 32
+# Of a pack, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into packs.
+TOKEN_BUDGET = 1280
+_EVAL_BATCH = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +162,10 @@ def pair_losses(model: torch.nn.Module, pack: Pack, dtype: torch.dtype) -> torch
         logits_to_keep=on_device(predictors),  # logits where something is learned, nowhere else
         use_cache=False,
     )
-    logits = output.logits[0].float()[on_device(inverse)]
-    return torch.nn.functional.cross_entropy(logits, on_device(pack.targets), reduction="none")
+    logits = output.logits[0]
+    if len(predictors) < len(pack.predictors):  # a node with several targets; else a copy of [P, vocabulary] is saved
+        logits = logits[on_device(inverse)]
+    return torch.nn.functional.cross_entropy(logits.float(), on_device(pack.targets), reduction="none")
 
 
 class TreeTrainer(transformers.Trainer):

@@ -114,15 +114,12 @@ def pack_within(samples: Sequence[Sample], token_budget: int) -> list[Pack]:
     groups: list[list[Sample]] = [[]]
     used = 0
     previous: Sequence[int] = ()
-    first: Sequence[int] = ()
     for sample in samples:
         ids = sample.input_ids
-        shared = max(_common(ids, previous), _common(ids, first))
+        shared = _common(ids, previous)
         if groups[-1] and used + len(ids) - shared > token_budget:
             groups.append([])
             used, shared = 0, 0
-        if not groups[-1]:
-            first = ids
         groups[-1].append(sample)
         used += len(ids) - shared
         previous = ids
@@ -154,7 +151,8 @@ def batches(samples: Sequence[Sample], batch_size: int, seed: int) -> list[list[
         if len(done[-1]) >= batch_size:
             done.append([])
         done[-1] += piece
-    return [batch for batch in done if batch]
+    # In order of their ids neighbours share the most, so that ``pack_within`` counts exactly.
+    return [sorted(batch, key=lambda sample: sample.input_ids) for batch in done if batch]
 
 
 def unique_tokens(packs: Iterable[Pack]) -> int:
