@@ -509,7 +509,6 @@ def test_a_wrong_quantization_stops_a_run_before_it_begins(project, tmp_path):
         assert set(listing(folder)) == {"brain/WhatsApp Chat with Bo.txt"}
 
 
-@pytest.mark.slow  # another training and conversion, for a rare brain
 def test_with_nothing_held_out_a_run_ends_unmeasured(project, tmp_path):
     folder = tmp_path / "all"
     shutil.copytree(project.folder / "brain", folder / "brain")
