@@ -909,8 +909,7 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
             return [paths.likelihood]
 
         def do_register() -> list[Path]:
-            ours = "register" in steps.done
-            register(name, settings, reporter, adapter=paths.root, force=force or ours)
+            register(name, settings, reporter, adapter=paths.root, force=force or "register" in steps.done)
             return [paths.modelfile]
 
         steps.do(
@@ -933,10 +932,11 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
             reporter.say("No conversation is held out, so the twin is not measured.")
         if not note:
             served = settings.ollama.model_dump(mode="json") | {"host": client.url}
-            present = {"there": client.exists(name)}
+            if "register" in steps.done and not client.exists(name):  # somebody removed it since
+                steps.done.pop("register")
             steps.do(
                 "register",
-                runs.fingerprint({"twin": __version__, **served, **present}, [paths.gguf(quantization)]),
+                runs.fingerprint({"twin": __version__, **served}, [paths.gguf(quantization)]),
                 do_register,
             )
         survival = runs.read_json(paths.likelihood) if measured else {}
