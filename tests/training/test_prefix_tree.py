@@ -1,13 +1,14 @@
 """The trie holds each sample whole, each supervised token as often as samples say it, and no token twice."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twin.training.prefix_tree import ancestors, batches, pack, pack_within, unique_tokens
+from twin.training.prefix_tree import _common, _cut, ancestors, batches, pack, pack_within, unique_tokens
 from twin.training.samples import Sample
 
 
@@ -144,6 +145,20 @@ def test_a_budget_for_all_is_one_pack():
     assert len(pack_within(samples, 1000)) == 1
     assert unique_tokens(pack_within(samples, 1000)) == 12
     assert unique_tokens(pack_within(samples, 1)) == 30
+
+
+def test_packs_are_even():
+    """Filled one after another they would hold six samples and two."""
+    samples = [sample(1, 2, *range(10 * number, 10 * number + 11)) for number in range(1, 9)]
+    assert [len(one.of_sample) for one in pack_within(samples, 70)] == [4, 4]
+
+
+@given(sample_lists(), st.integers(1, 30))
+def test_even_packs_are_no_more_packs(samples, budget):
+    ordered = sorted(samples, key=lambda own: own.input_ids)
+    lengths = [len(own.input_ids) for own in ordered]
+    shared = [0, *(_common(one.input_ids, other.input_ids) for one, other in pairwise(ordered))]
+    assert len(pack_within(ordered, budget)) == len(_cut(lengths, shared, budget))
 
 
 @given(sample_lists(), st.integers(1, 6), st.integers(0, 5))

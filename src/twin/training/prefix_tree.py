@@ -14,11 +14,12 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
 
-from twin.training.samples import Sample
+from twin.records import Sample
 
 Ints = npt.NDArray[np.int64]
 
@@ -110,20 +111,40 @@ def pack(samples: Iterable[Sample]) -> Pack:
 
 
 def pack_within(samples: Sequence[Sample], token_budget: int) -> list[Pack]:
-    """Return packs of ``samples`` in order, each of ``token_budget`` tokens at most (a sample alone may exceed it)."""
-    groups: list[list[Sample]] = [[]]
+    """Return packs of ``samples`` in order, each of ``token_budget`` tokens at most (a sample alone may exceed it).
+
+    There are as few packs as the budget allows, and then as even ones as that number allows: the largest pack decides
+    how much memory a step takes.
+    """
+    if not samples:
+        return []
+    lengths = [len(sample.input_ids) for sample in samples]
+    shared = [0, *(_common(one.input_ids, other.input_ids) for one, other in pairwise(samples))]
+    cuts = _cut(lengths, shared, token_budget)
+    low, high = 1, token_budget  # the least budget that gives as few packs
+    while low < high:
+        middle = (low + high) // 2
+        tried = _cut(lengths, shared, middle)
+        if len(tried) == len(cuts):
+            high = middle
+        else:
+            low = middle + 1
+    cuts = _cut(lengths, shared, high)
+    return [pack(samples[start:stop]) for start, stop in zip(cuts, [*cuts[1:], len(samples)], strict=True)]
+
+
+def _cut(lengths: Sequence[int], shared: Sequence[int], token_budget: int) -> list[int]:
+    """Return where packs begin, each filled as far as it goes."""
+    starts: list[int] = []
     used = 0
-    previous: Sequence[int] = ()
-    for sample in samples:
-        ids = sample.input_ids
-        shared = _common(ids, previous)
-        if groups[-1] and used + len(ids) - shared > token_budget:
-            groups.append([])
-            used, shared = 0, 0
-        groups[-1].append(sample)
-        used += len(ids) - shared
-        previous = ids
-    return [pack(group) for group in groups if group]
+    for place, length in enumerate(lengths):
+        own = length - shared[place]
+        if starts and used + own <= token_budget:
+            used += own
+        else:
+            starts.append(place)
+            used = length
+    return starts
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:
