@@ -22,8 +22,11 @@ BOTTOM = {
     "progress",
     "prompt",
     "records",
+    "results",
     "runs",
+    "sample",
     "settings",
+    "steps",
 }
 FEATURES = {"app", "brain", "chat", "dataset", "evaluate", "gguf", "ollama", "templates", "training"}
 # CONTRIBUTING.md: who may take what from a feature beside it.

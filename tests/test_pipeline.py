@@ -20,8 +20,10 @@ from tests.tiny import save_model
 from twin import pipeline, runs
 from twin.chat import Chat
 from twin.errors import GateError, StepError, UsageError
+from twin.presets import preset_text
 from twin.progress import Silent
-from twin.records import Turn
+from twin.records import Scored, Turn
+from twin.results import Exported, Survival, TrainedRun, Whole
 from twin.settings import Settings, load_settings
 from twin.templates import load_family, render
 from twin.training.samples import prompt_ids
@@ -80,8 +82,8 @@ class Project:
     cache: Path
     base: Path
     settings: Settings
-    whole: pipeline.Whole
-    exported: pipeline.Exported
+    whole: Whole
+    exported: Exported
     record: dict
     files: dict
 
@@ -193,7 +195,7 @@ def test_losses_are_finite_and_logged_a_step(project):
 
 
 def test_trains_json_keeps_its_keys(project):
-    keys = set(pipeline.TrainedRun(runs.RunPaths(project.run), project.record).as_json())
+    keys = set(TrainedRun(runs.RunPaths(project.run), project.record).as_json())
     assert keys >= {
         "adapter", "base_model", "backend", "device", "steps", "train_loss", "val_loss", "val_loss_base", "tokens",
         "unique_tokens", "supervised_tokens", "tokens_per_second", "seconds", "peak_rss_bytes",
@@ -239,6 +241,15 @@ def test_plain_peft_loads_the_adapter(project):
     assert trained == set(project.record["plan"]["target_modules"])
     config = json.loads((project.run / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == str(project.base)
+
+
+def test_a_preset_of_ones_own_trains_to_the_end(project, here, tmp_path):
+    own = tmp_path / "mine.toml"
+    own.write_text(preset_text("smollm2-135m").replace('license = "Apache-2.0"', 'license = "mine alone"'), "utf-8")
+    settings = with_settings(project.settings, "train", preset=str(own), epochs=0.1)
+    done = pipeline.train(settings, Silent(), output=tmp_path / "own")
+    assert done.record["plan"]["preset"] == "mine"
+    assert "license (mine alone)" in (done.paths.root / "README.md").read_text("utf-8")
 
 
 # ---------------------------------------------------------------- gguf
@@ -384,7 +395,7 @@ class TestCheck:
 
 def test_evaluate_measures_the_held_out_replies(project):
     val = rows_of(project.folder / "data" / "val.jsonl")
-    survival = pipeline.Survival(**project.whole.survival)
+    survival = Survival(**project.whole.survival)
     assert survival.gguf["replies"] == len(val)
     assert survival.gguf["conversations"] == 2
     assert survival.gguf["low"] <= survival.gguf["change"] <= survival.gguf["high"]
@@ -399,7 +410,7 @@ def test_evaluate_measures_the_held_out_replies(project):
 
 
 def test_compare_of_equals_is_zero_with_no_doubt():
-    from twin.evaluate.likelihood import Scored, compare
+    from twin.evaluate.likelihood import compare
 
     scores = [Scored(f"r{n}", f"c{n % 3}", 1.5 * n + 0.1, n + 1) for n in range(12)]
     change = compare(scores, scores)

@@ -1,4 +1,4 @@
-"""The five steps, each a call: export, train, gguf, evaluate, register. ``run`` does them in order, once each.
+"""The steps, each a call: export, train, gguf, evaluate, register. ``run`` does them in order, each when it is due.
 
     brain ──export──▶ data/ ──train──▶ adapters/NAME ──gguf──▶ model-q4_k_m.gguf ──register──▶ Ollama
 
@@ -8,34 +8,30 @@ What two features need of one another is put together here and nowhere else. Hea
 
 from __future__ import annotations
 
-import platform
-import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
+from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twin import __version__, prompt, runs
-from twin.errors import GateError, MachineError, StepError, UsageError, file_errors
+from twin.errors import GateError, MachineError, StepError, UsageError
 from twin.presets import TrainPlan, load_preset, plan_training
-from twin.progress import Reporter, peak_rss_bytes
-from twin.records import Example, Turn
+from twin.progress import Reporter, release_memory
+from twin.records import Example, Sample, Turn
+from twin.results import Exported, Foreseen, Made, Registered, Survival, TrainedRun, Whole
 from twin.runs import DatasetPaths, RunPaths
 from twin.settings import Settings
+from twin.steps import Steps
 from twin.templates import Family, load_family, render
 
 if TYPE_CHECKING:
     from twin.basemodel import BaseModel
     from twin.chat import Backend
-    from twin.training.samples import Sample
 
 DEFAULT_SOURCE = Path("brain")
-_VERSIONS = ("torch", "transformers", "peft", "accelerate", "llama-cpp-python", "gguf")
 # Asked of every GGUF, besides rows of the person's own: scripts, digits, emoji joined by ZWJ, marks of three grammars.
 _PROBES = (
     "Hello there.",
@@ -43,6 +39,8 @@ _PROBES = (
     '👩‍👩‍👧 "quoted" {{ .System }} \\n """ café\u00a0bar',
     "line one\nline two\n\n  indented",
 )
+
+# ---------------------------------------------------------------- before anything long
 
 
 def need(extra: str, *modules: str) -> None:
@@ -57,180 +55,6 @@ def need(extra: str, *modules: str) -> None:
             f"This step needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
             f"Install the extra: pip install 'twin-llm[{extra}]'",
         )
-
-
-def find_sources(sources: Sequence[Path]) -> list[Path]:
-    """Return what to read: the sources given, else ``./brain``.
-
-    Raises:
-        UsageError: neither is there.
-    """
-    if sources:
-        return list(sources)
-    if DEFAULT_SOURCE.exists():
-        return [DEFAULT_SOURCE]
-    raise UsageError(
-        "There is no folder 'brain' here.", "Put your exports into ./brain, or name them: twin export FOLDER FILE"
-    )
-
-
-# ---------------------------------------------------------------- export
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """What an export wrote."""
-
-    person: str
-    paths: DatasetPaths
-    train: int
-    val: int
-    dropped: dict[str, int]
-    kinds: dict[str, int]
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the object of ``--json``."""
-        return {
-            "person": self.person,
-            "rows": {"total": self.train + self.val, "train": self.train, "val": self.val, "kinds": self.kinds},
-            "dropped": self.dropped,
-            "paths": {"full": str(self.paths.full), "train": str(self.paths.train), "val": str(self.paths.val)},
-            "seconds": round(self.seconds, 3),
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
-
-
-def export(sources: Sequence[Path], settings: Settings, reporter: Reporter, dry_run: bool = False) -> Exported:
-    """Brain → dataset.
-
-    Args:
-        sources: files and folders; empty: ``./brain``.
-        settings: its ``export`` section.
-        reporter: told of progress.
-        dry_run: count, write nothing.
-    """
-    from twin import brain, dataset
-    from twin.dataset.formats import to_line
-
-    started = time.perf_counter()
-    own = settings.export
-    found = find_sources(sources)
-    with reporter.task("Reading the brain"):
-        person = brain.load(found, own.person)
-    system = prompt.build(person, own.prompt_tokens)
-    with reporter.task("Building rows") as task:
-        built = dataset.build(person, system, own, task.advance)
-    paths = DatasetPaths(own.output)
-    result = Exported(
-        person.person,
-        paths,
-        len(built.train),
-        len(built.val),
-        built.dropped,
-        built.kinds,
-        time.perf_counter() - started,
-    )
-    if dry_run:
-        return result
-    with runs.exclusive(paths.root):
-        with ExitStack() as files:
-            full, train_file, val_file = (
-                files.enter_context(runs.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
-            )
-            for rows, part in ((built.train, train_file), (built.val, val_file)):
-                for row in rows:
-                    line = to_line(row, own.format, person.person)
-                    full.write(line)
-                    part.write(line)
-        report = result.as_json() | {
-            "twin": __version__,
-            "format": own.format,
-            "system_prompt": system.text if own.include_system else "",
-            "memories_in_prompt": len(system.memory_ids),
-            "sources": [str(source) for source in found],
-            "settings": own.model_dump(mode="json"),
-            "files": {path.name: runs.file_digest(path) for path in (paths.full, paths.train, paths.val)},
-        }
-        runs.write_json(paths.report, report)
-    return result
-
-
-# ---------------------------------------------------------------- train
-
-
-@dataclass(frozen=True, slots=True)
-class Rows:
-    """What training reads."""
-
-    train: list[Example]
-    val: list[Example]
-    train_path: Path
-    val_path: Path | None
-    system: str
-    owned: bool
-
-
-def load_rows(settings: Settings) -> Rows:
-    """Read the dataset that ``settings`` name; rows that the validation file holds are never trained on.
-
-    Raises:
-        UsageError: no dataset, a broken line, or nothing to learn.
-    """
-    from twin.dataset.formats import read_rows
-
-    default = DatasetPaths(settings.export.output)
-    train_path = settings.train.dataset or default.train
-    if not train_path.exists():
-        raise UsageError(f"There is no dataset '{train_path}'.", "Make one first: twin export")
-    beside = DatasetPaths(train_path.parent)
-    val_path = settings.train.validation or (beside.val if beside.val.exists() else None)
-    val = list(read_rows(val_path)) if val_path else []
-    held_out = {row.id for row in val}
-    train_rows = [row for row in read_rows(train_path) if row.id not in held_out]
-    if not train_rows:
-        raise UsageError(f"'{train_path}' has no rows to learn from.", "Make it again: twin export")
-    owned = beside.report.exists()
-    if owned:
-        system = str(runs.read_json(beside.report).get("system_prompt", ""))
-    else:
-        first = next((row.turns[0] for row in train_rows if row.turns[0].role == "system"), None)
-        system = first.content if first else ""
-    return Rows(train_rows, val, train_path, val_path, system, owned)
-
-
-def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_length: int) -> list[Sample]:
-    """Return the samples that are measured: replies in conversations."""
-    from twin.training.samples import build_samples
-
-    chats = [row for row in rows if row.kind == "chat"]
-    return list(build_samples(chats, tokenizer, family, max_length).samples) if chats else []
-
-
-def load_tokenizer(base: BaseModel) -> Any:
-    """Return the base model's tokenizer."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
-
-
-@dataclass(frozen=True, slots=True)
-class TrainedRun:
-    """A finished run."""
-
-    paths: RunPaths
-    record: dict[str, Any]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the object of ``--json``."""
-        return {"adapter": str(self.paths.root), "base_model": self.record["base_model"], **self.record["result"]}
-
-
-def resolve_run(settings: Settings, output: Path | None) -> RunPaths:
-    """Return where the run goes: ``--output``, else ``adapters/NAME``, else ``adapters/PRESET``."""
-    if output is not None:
-        return runs.run_paths(output.name, output.parent)
-    return runs.run_paths(settings.train.name or Path(settings.train.preset).stem)
 
 
 def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Reporter) -> Family:
@@ -259,6 +83,79 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
     return family
 
 
+# ---------------------------------------------------------------- export
+
+
+def find_sources(sources: Sequence[Path]) -> list[Path]:
+    """Return what to read: the sources given, else ``./brain``.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    if sources:
+        return list(sources)
+    if DEFAULT_SOURCE.exists():
+        return [DEFAULT_SOURCE]
+    raise UsageError(
+        "There is no folder 'brain' here.", "Put your exports into ./brain, or name them: twin export FOLDER FILE"
+    )
+
+
+def export(sources: Sequence[Path], settings: Settings, reporter: Reporter, dry_run: bool = False) -> Exported:
+    """Brain → dataset.
+
+    Args:
+        sources: files and folders; empty: ``./brain``.
+        settings: its ``export`` section.
+        reporter: told of progress.
+        dry_run: count, write nothing.
+    """
+    from twin import brain, dataset
+    from twin.dataset import rows
+
+    started = time.perf_counter()
+    own = settings.export
+    found = find_sources(sources)
+    with reporter.task("Reading the brain"):
+        person = brain.load(found, own.person)
+    system = prompt.build(person, own.prompt_tokens)
+    with reporter.task("Building rows") as task:
+        built = dataset.build(person, system, own, task.advance)
+    seconds = time.perf_counter() - started
+    paths = DatasetPaths(own.output)
+    done = Exported(person.person, paths, len(built.train), len(built.val), built.dropped, built.kinds, seconds)
+    if not dry_run:
+        carried = own.include_system and own.format != "raw"  # raw rows are words alone
+        report = done.as_json() | {
+            "twin": __version__,
+            "format": own.format,
+            "system_prompt": system.text if carried else "",
+            "memories_in_prompt": len(system.memory_ids),
+            "sources": [str(source) for source in found],
+            "settings": own.model_dump(mode="json"),
+        }
+        rows.write(built, paths, own.format, person.person, report)
+    return done
+
+
+# ---------------------------------------------------------------- train
+
+
+def load_tokenizer(base: BaseModel) -> Any:
+    """Return the base model's tokenizer."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
+
+
+def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_length: int) -> list[Sample]:
+    """Return the samples that are measured: replies in conversations."""
+    from twin.training.samples import build_samples
+
+    chats = [row for row in rows if row.kind == "chat"]
+    return list(build_samples(chats, tokenizer, family, max_length).samples) if chats else []
+
+
 def train(settings: Settings, reporter: Reporter, output: Path | None = None, dry_run: bool = False) -> TrainedRun:
     """Dataset → LoRA adapter in ``adapters/NAME``.
 
@@ -268,15 +165,17 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
         output: the run's folder, where not ``adapters/NAME``.
         dry_run: resolve and count everything, train nothing.
     """
+    from twin import basemodel
+    from twin.dataset import rows as dataset_rows
+
     started = time.perf_counter()
     plan = plan_training(settings.train, load_preset(settings.train.preset))
-    paths = resolve_run(settings, output)
-    rows = load_rows(settings)
+    paths = runs.run_paths(output.name, output.parent) if output else runs.run_paths(settings.train.name or plan.preset)
+    rows = dataset_rows.load(settings)
     family = preflight(settings, plan, paths.root, reporter)
-    from twin import basemodel
-
     base = basemodel.resolve(plan.model, reporter)
     with reporter.task("Loading the training libraries"):
+        from twin.evaluate.likelihood import compare
         from twin.training import backend_hf, record
         from twin.training.samples import build_samples, check_vocabulary
     tokenizer = load_tokenizer(base)
@@ -288,167 +187,26 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
             f"Set prompt_tokens = {prompt.MAX_TOKENS**2 // system_tokens} in [export] of twin.toml and export again.",
         )
     built = build_samples(rows.train, tokenizer, family, plan.max_length)
-    val_samples = _chat_samples(rows.val, tokenizer, family, plan.max_length)
-    steps = backend_hf.plan_steps(built.samples, plan)
-    facts: dict[str, Any] = {
-        "twin": __version__,
-        "name": paths.name,
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "base_model": base.name,
-        "base_hub_id": base.hub_id,
-        "family": family.name,
-        "system_prompt": rows.system,
-        "system_prompt_tokens": system_tokens,
-        "plan": plan.model_dump(),
-        "dataset": {
-            "train": {
-                "path": str(rows.train_path),
-                "sha256": runs.file_digest(rows.train_path),
-                "rows": len(rows.train),
-            },
-            "val": (
-                {"path": str(rows.val_path), "sha256": runs.file_digest(rows.val_path), "rows": len(rows.val)}
-                if rows.val_path
-                else None
-            ),
-            "samples": len(built.samples),
-            "shortened": built.shortened,
-            "too_long": built.too_long,
-        },
-        "versions": _versions(),
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()},
-    }
+    held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)
+    files = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
+    facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), files, built)
     if dry_run:
-        once = sum(len(pack.input_ids) for packs in steps for pack in packs)
-        facts["result"] = {
-            "backend": "hf", "device": backend_hf.choose_device(plan.device), "steps": len(steps),
-            "tokens": sum(len(sample.input_ids) for sample in built.samples), "unique_tokens": once,
-            "seconds": round(time.perf_counter() - started, 3), "peak_rss_bytes": peak_rss_bytes(),
-        }  # fmt: skip
+        facts["result"] = record.foreseen(plan, built.samples, time.perf_counter() - started)
         return TrainedRun(paths, facts)
     with runs.exclusive(paths.root), runs.scratch_dir(paths.root) as scratch:
-        outcome = backend_hf.train(
-            base.folder,
-            base.hub_id,
-            plan,
-            built.samples,
-            val_samples,
-            paths.checkpoints,
-            scratch,
+        job = backend_hf.Job(
+            base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch,
             settings.train.resume_from,
-            reporter,
-        )
-        change = _change(outcome.before, outcome.after)
-        facts["result"] = {
-            "backend": "hf",
-            "device": outcome.device,
-            "dtype": outcome.dtype,
-            "dtype_reason": outcome.why,
-            "execution": "prefix tree: shared beginnings are computed once a step",
-            "steps": outcome.steps,
-            "train_loss": outcome.train_loss,
-            "val_loss": change["after"] if change else None,
-            "val_loss_base": change["before"] if change else None,
-            "val_change": change,
-            "tokens": outcome.tokens,
-            "unique_tokens": outcome.unique_tokens,
-            "supervised_tokens": outcome.supervised_tokens,
-            "tokens_per_second": round(outcome.tokens / outcome.seconds, 1),
-            "seconds": round(time.perf_counter() - started, 3),
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
-        _install(paths, scratch, family, facts, outcome, record)
+        )  # fmt: skip
+        outcome = backend_hf.train(job, reporter)
+        change = asdict(compare(outcome.before, outcome.after)) if held_out else None
+        facts["result"] = record.result(outcome, change, time.perf_counter() - started)
+        record.install(paths, scratch, family, facts, outcome)
+    release_memory()
     return TrainedRun(paths, facts)
 
 
-def _change(before: Sequence[Any], after: Sequence[Any]) -> dict[str, float] | None:
-    """Return the change of held-out loss with its interval, or None without held-out rows."""
-    from twin.evaluate.likelihood import Scored, compare
-
-    if not before:
-        return None
-
-    def scored(scores: Sequence[Any]) -> list[Scored]:
-        return [Scored(one.id, one.conversation_id, one.nll, one.tokens) for one in scores]
-
-    return asdict(compare(scored(before), scored(after)))
-
-
-def _install(paths: RunPaths, scratch: Path, family: Family, facts: dict[str, Any], outcome: Any, record: Any) -> None:
-    """Move a finished adapter into place; run.json goes first and comes last, so no half run looks whole."""
-    import orjson
-
-    with file_errors(paths.root, "write"):
-        paths.record.unlink(missing_ok=True)
-        for name in (paths.adapter_config.name, paths.adapter_weights.name):
-            (scratch / name).chmod(0o600)
-            (scratch / name).replace(paths.root / name)
-        shutil.rmtree(paths.checkpoints, ignore_errors=True)  # the adapter is whole: they have done their work
-    runs.write_text(paths.root / "chat_template.jinja", family.jinja)
-    runs.write_text(paths.metrics, "".join(orjson.dumps(entry).decode() + "\n" for entry in outcome.logs))
-    record.write_loss_plot(
-        paths, [entry["step"] for entry in outcome.logs], [entry["loss"] for entry in outcome.logs],
-        facts["result"]["val_loss_base"], facts["result"]["val_loss"],
-    )  # fmt: skip
-
-    def loss(value: float | None) -> str:
-        return "not measured" if value is None else f"{value:.3f}"
-
-    plan = facts["plan"]
-    record.write_card(
-        paths,
-        {
-            "base": facts["base_hub_id"], "name": paths.name, "version": __version__,
-            "license": load_preset(plan["preset"]).license, "rows_train": facts["dataset"]["train"]["rows"],
-            "rows_val": (facts["dataset"]["val"] or {"rows": 0})["rows"], "steps": outcome.steps,
-            "batch_size": plan["batch_size"], "lora_r": plan["lora_r"], "lora_alpha": plan["lora_alpha"],
-            "targets": ", ".join(plan["target_modules"]), "val_loss_base": loss(facts["result"]["val_loss_base"]),
-            "val_loss": loss(facts["result"]["val_loss"]), "family": family.name,
-        },
-    )  # fmt: skip
-    facts["files"] = _adapter_digests(paths)
-    runs.write_json(paths.record, facts)
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _VERSIONS:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found
-
-
 # ---------------------------------------------------------------- gguf
-
-
-def read_record(paths: RunPaths) -> dict[str, Any]:
-    """Return a run's record.
-
-    Raises:
-        UsageError: no record, or one without what later steps need.
-    """
-    if not paths.record.exists():
-        raise UsageError(f"There is no run.json in '{paths.root}'.", "Train with twin, which writes it: twin train")
-    record = runs.read_json(paths.record)
-    for key in ("base_model", "family", "system_prompt", "plan"):
-        if key not in record:
-            raise UsageError(f"'{paths.record}' lacks '{key}'.", "Train again: twin train")
-    return record
-
-
-@dataclass(frozen=True, slots=True)
-class Made:
-    """GGUF files of a run."""
-
-    paths: RunPaths
-    files: tuple[dict[str, Any], ...]
-    seconds: float
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the object of ``--json``."""
-        return {"files": list(self.files), "seconds": round(self.seconds, 3), "peak_rss_bytes": peak_rss_bytes()}
 
 
 def gguf(
@@ -464,6 +222,7 @@ def gguf(
         dry_run: check everything that can be checked before, write nothing.
     """
     need("gguf", "llama_cpp", "torch", "transformers", "peft", "gguf")
+    from twin import basemodel
     from twin.gguf.quantize import check_names
 
     started = time.perf_counter()
@@ -471,11 +230,9 @@ def gguf(
     if output is not None and len(names) > 1:
         raise UsageError("--output names one file and there are several quantizations.", "Leave --output out.")
     paths = runs.find_adapter(adapter) if adapter else runs.newest_adapter()
-    record = read_record(paths)
+    record = runs.read_record(paths)
     family = load_family(record["family"])
     targets = {name: output or paths.gguf(name) for name in names}
-    from twin import basemodel
-
     base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
     weights = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
     runs.need_disk(paths.root, int(weights * 2.8), "The GGUF step")
@@ -483,23 +240,16 @@ def gguf(
         files = tuple({"gguf": str(path), "quantization": name} for name, path in targets.items())
         return Made(paths, files, time.perf_counter() - started)
     with runs.exclusive(paths.root):
-        made = _make_gguf(base, paths.root, family, targets, _probes(base, family, record), settings, reporter)
-        for file in made:
-            runs.write_json(paths.gguf_record(file["quantization"]), file | {"adapter": _adapter_digests(paths)})
+        from twin.gguf.make import make  # seconds of imports: after what can be refused at once
+
+        probes = _probes(base, family, record)
+        made = make(base.folder, paths.root, family, targets, probes, settings.gguf.llama_cpp, reporter)
+        if output is None:
+            for file in made:
+                about = file | {"adapter": runs.adapter_digests(paths)}
+                runs.write_json(paths.gguf_record(file["quantization"]), about)
+    release_memory()
     return Made(paths, tuple(made), time.perf_counter() - started)
-
-
-def _adapter_digests(paths: RunPaths) -> dict[str, str]:
-    return {path.name: runs.file_digest(path) for path in (paths.adapter_config, paths.adapter_weights)}
-
-
-def is_current(paths: RunPaths, quantization: str) -> bool:
-    """Say whether the run's GGUF is there and was made of the adapter that is there now."""
-    file, beside = paths.gguf(quantization), paths.gguf_record(quantization)
-    if not (file.is_file() and beside.is_file()):
-        return False
-    made = runs.read_json(beside)
-    return made.get("adapter") == _adapter_digests(paths) and made.get("bytes") == file.stat().st_size
 
 
 def _probes(base: BaseModel, family: Family, record: dict[str, Any]) -> list[tuple[str, list[int]]]:
@@ -516,74 +266,7 @@ def _probes(base: BaseModel, family: Family, record: dict[str, Any]) -> list[tup
     return [(render(family, turns), prompt_ids(tokenizer, family, turns)) for turns in prompts]
 
 
-def _make_gguf(
-    base: BaseModel,
-    adapter: Path | None,
-    family: Family,
-    targets: dict[str, Path],
-    probes: Sequence[tuple[str, Sequence[int]]],
-    settings: Settings,
-    reporter: Reporter,
-) -> list[dict[str, Any]]:
-    """Merge, convert, quantize, check; only a file that passed gets its name."""
-    from twin.gguf import converter
-    from twin.gguf.check import check
-    from twin.gguf.merge import merge
-    from twin.gguf.quantize import quantize
-
-    script = converter.find_converter(settings.gguf.llama_cpp, reporter)
-    done = []
-    first = next(iter(targets.values()))
-    with runs.scratch_dir(first) as scratch:
-        merged, plain = scratch / "merged", scratch / "f16.gguf"
-        merged.mkdir()
-        with file_errors(scratch, "write"):
-            with reporter.task("Merging the adapter" if adapter else "Preparing the base model"):
-                merge(base.folder, adapter, family, merged)
-            converter.convert(script, merged, plain, reporter)
-            for name, target in targets.items():
-                made = plain
-                if name != "f16":
-                    made = scratch / f"{name}.gguf"
-                    with reporter.task(f"Quantizing to {name}"):
-                        quantize(plain, made, name)
-                with reporter.task(f"Checking {target.name}"):
-                    checks = check(made, family, probes)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                made.chmod(0o600)
-                made.replace(target)
-                done.append(
-                    {"gguf": str(target), "quantization": name, "bytes": target.stat().st_size, "checks": checks}
-                )
-    return done
-
-
 # ---------------------------------------------------------------- evaluate
-
-
-@dataclass(frozen=True, slots=True)
-class Survival:
-    """Held-out loss of the twin's GGUF against the base model's GGUF of the same quantization, and some answers."""
-
-    adapter: dict[str, float] | None
-    gguf: dict[str, float | int]
-    samples: tuple[dict[str, str], ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return what ``likelihood.json`` holds."""
-        return asdict(self)
-
-
-def base_gguf(base: BaseModel, family: Family, quantization: str, settings: Settings, reporter: Reporter) -> Path:
-    """Return the base model's own GGUF, made once into the user's cache, to measure against."""
-    weights = {file.name: file.stat().st_size for file in sorted(base.folder.glob("*.safetensors"))}
-    key = runs.fingerprint(
-        {"base": base.name, "weights": weights, "family": family.model_dump(), "twin": __version__}, []
-    )
-    target = runs.cache_dir() / "base-gguf" / f"{key[:16]}-{quantization}.gguf"
-    if not target.exists():
-        _make_gguf(base, None, family, {quantization: target}, [], settings, reporter)
-    return target
 
 
 def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: Reporter, answers: int = 3) -> Survival:
@@ -595,74 +278,45 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
     need("gguf", "llama_cpp", "transformers")
     from twin import basemodel
     from twin.dataset.formats import read_rows
-    from twin.evaluate.likelihood import Scored, compare, score_gguf
-    from twin.llama import open_gguf
+    from twin.evaluate.survival import measure, prompts_to_show
 
-    record = read_record(paths)
+    record = runs.read_record(paths)
+    plan = record["plan"]
     val = (record.get("dataset") or {}).get("val")
     if not val or not Path(val["path"]).is_file():
         raise StepError("The run's held-out rows are gone, so nothing can be measured.", "Export and train again.")
     family = load_family(record["family"])
     base = basemodel.resolve(record["base_model"], reporter)
     rows = [row for row in read_rows(Path(val["path"])) if row.kind == "chat"]
-    plan = record["plan"]
     samples = _chat_samples(rows, load_tokenizer(base), family, plan["max_length"])
     if not samples:
         raise StepError(
             "There are no held-out conversations to measure on.", "Raise --validation-split and export again."
         )
     reference = base_gguf(base, family, quantization, settings, reporter)
-    # Every third of the conversations gives one prompt, from its middle: openings are alike in any chat.
-    by_conversation: dict[str, list[Example]] = {}
-    for row in rows:
-        by_conversation.setdefault(row.conversation_id, []).append(row)
-    groups = list(by_conversation.values())
-    chosen = [groups[number * len(groups) // answers] for number in range(min(answers, len(groups)))]
-    asked = [group[len(group) // 2] for group in chosen]
-    scores: dict[str, list[Scored]] = {}
-    replies: dict[str, list[str]] = {}
-    for who, file in (("base", reference), ("twin", paths.gguf(quantization))):
-        with open_gguf(file, num_ctx=plan["max_length"]) as model:
-            with reporter.task(f"Held-out loss of the {who}'s GGUF", len(samples)) as task:
-                pairs = [(one.id, one.conversation_id, one.input_ids, one.prompt_length) for one in samples]
-                scores[who] = score_gguf(model, pairs, task.advance)
-            with reporter.task(f"Answers of the {who}", len(asked)) as task:
-                replies[who] = []
-                for row in asked:
-                    ids = model.ids(render(family, row.turns[:-1]))
-                    parts = model.reply(ids, temperature=plan["temperature"], max_tokens=60)
-                    replies[who].append("".join(parts).strip())
-                    task.advance()
-    change = compare(scores["base"], scores["twin"])
-    result = Survival(
-        adapter=record["result"]["val_change"],
-        gguf=asdict(change),
-        samples=tuple(
-            {"prompt": row.turns[-2].content, "base": one, "twin": other, "person": row.reply}
-            for row, one, other in zip(asked, replies["base"], replies["twin"], strict=True)
-        ),
-    )
+    asked = prompts_to_show(rows, answers)
+    adapter = record["result"]["val_change"]
+    result = measure(reference, paths.gguf(quantization), samples, asked, family, plan, adapter, reporter)
     runs.write_json(paths.likelihood, result.as_json())
     return result
 
 
+def base_gguf(base: BaseModel, family: Family, quantization: str, settings: Settings, reporter: Reporter) -> Path:
+    """Return the base model's own GGUF, made once into the user's cache, to measure against."""
+    from twin.gguf.make import make
+
+    states = {file.name: file.stat() for file in sorted(base.folder.glob("*.safetensors"))}
+    weights = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
+    key = runs.fingerprint(
+        {"base": base.name, "weights": weights, "family": family.model_dump(), "twin": __version__}, []
+    )
+    target = runs.cache_dir() / "base-gguf" / f"{key[:16]}-{quantization}.gguf"
+    if not target.exists():
+        make(base.folder, None, family, {quantization: target}, [], settings.gguf.llama_cpp, reporter)
+    return target
+
+
 # ---------------------------------------------------------------- register
-
-
-@dataclass(frozen=True, slots=True)
-class Registered:
-    """A model that Ollama serves, checked live."""
-
-    model: str
-    host: str
-    created: bool
-    adapter: str
-    gguf: str
-    checks: dict[str, str]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the object of ``--json``."""
-        return asdict(self)
 
 
 def pick_run(name: str, adapter: Path | None, reporter: Reporter) -> RunPaths:
@@ -689,7 +343,7 @@ def register(
 
     Args:
         name: the model's name in Ollama.
-        settings: its ``register`` section.
+        settings: its ``ollama`` section, and the first quantization of ``gguf``.
         reporter: told of progress.
         adapter: the run to use, where not ``adapters/NAME`` or the newest.
         gguf_file: the file to use, where not the run's first quantization.
@@ -702,7 +356,7 @@ def register(
 
     model_name(name)
     paths = pick_run(name, adapter, reporter)
-    record = read_record(paths)
+    record = runs.read_record(paths)
     client = OllamaClient(settings.ollama.host)
     client.version()
     family = load_family(record["family"])
@@ -710,11 +364,27 @@ def register(
     file = gguf_file or paths.gguf(quantization)
     if gguf_file is not None and not file.exists():
         raise UsageError(f"There is no GGUF '{file}'.", f"Make one: twin gguf {paths.root}")
-    if gguf_file is None and not dry_run and not is_current(paths, quantization):
+    if gguf_file is None and not dry_run and not runs.gguf_is_current(paths, quantization):
         if file.exists():
             reporter.say(f"{file} was not made of this adapter: it is made again")
         gguf(paths.root, settings, reporter)
-    plan = record["plan"]
+    parameters = _parameters(settings, record["plan"])
+    license_text = f"{record['plan']['license']} (base model {record['base_hub_id']})"
+    if dry_run:
+        return Registered(name, client.url, False, str(paths.root), str(file), {})
+    count = _prompt_counter(record, family, reporter)
+    system = record["system_prompt"]
+    with runs.exclusive(paths.root):
+        runs.write_text(paths.modelfile, modelfile(file.name, family, system, parameters, license_text))
+        done = register_live(
+            client, name, file, family=family, system=system, parameters=parameters, license_text=license_text,
+            prompt_ids=count, force=force, reporter=reporter,
+        )  # fmt: skip
+    return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks))
+
+
+def _parameters(settings: Settings, plan: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters of the served model besides its stops; both are always explicit."""
     given = settings.ollama
     num_ctx = given.num_ctx or plan["num_ctx"]
     if num_ctx < plan["max_length"]:
@@ -722,31 +392,10 @@ def register(
             f"num_ctx {num_ctx} is shorter than the {plan['max_length']} tokens of training: the prompt would be cut.",
             f"Use --num-ctx {plan['max_length']} or more.",
         )
-    parameters = {
+    return {
         "temperature": plan["temperature"] if given.temperature is None else given.temperature,
         "num_ctx": num_ctx,
     }
-    license_text = f"{load_preset(plan['preset']).license} (base model {record['base_hub_id']})"
-    if dry_run:
-        return Registered(name, client.url, False, str(paths.root), str(file), {})
-    count = _prompt_counter(record, family, reporter)
-    with runs.exclusive(paths.root):
-        runs.write_text(
-            paths.modelfile, modelfile(file.name, family, record["system_prompt"], parameters, license_text)
-        )
-        done = register_live(
-            client,
-            name,
-            file,
-            family=family,
-            system=record["system_prompt"],
-            parameters=parameters,
-            license_text=license_text,
-            prompt_ids=count,
-            force=force,
-            reporter=reporter,
-        )
-    return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks))
 
 
 def _prompt_counter(record: dict[str, Any], family: Family, reporter: Reporter) -> Callable[[Sequence[Turn]], int]:
@@ -772,7 +421,7 @@ def gguf_backend(file: Path) -> Iterator[Backend]:
     need("gguf", "llama_cpp")
     if not file.is_file():
         raise UsageError(f"There is no GGUF '{file}'.", "Make one: twin gguf")
-    record = read_record(RunPaths(file.parent))
+    record = runs.read_record(RunPaths(file.parent))
     from twin.chat import GgufBackend
     from twin.llama import open_gguf
 
@@ -785,77 +434,13 @@ def gguf_backend(file: Path) -> Iterator[Backend]:
 # ---------------------------------------------------------------- run
 
 
-@dataclass(frozen=True, slots=True)
-class Whole:
-    """What ``run`` did; ``survival`` is empty when no conversation is held out."""
-
-    name: str
-    paths: RunPaths
-    seconds: dict[str, float | None]
-    survival: dict[str, Any]
-    registered: bool
-    note: str
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the object of ``--json``; a step's seconds are null when it was skipped."""
-        return {
-            "name": self.name,
-            "adapter": str(self.paths.root),
-            "steps": self.seconds,
-            "likelihood": self.survival,
-            "registered": self.registered,
-            "note": self.note,
-            "peak_rss_bytes": peak_rss_bytes(),
-        }
-
-
-class _Steps:
-    """Remembers what each step read and wrote, so that it is done again only when that changed."""
-
-    def __init__(self, paths: RunPaths, reporter: Reporter) -> None:
-        self.path = paths.steps
-        self.reporter = reporter
-        self.done: dict[str, Any] = runs.read_json(self.path) if self.path.exists() else {}
-        self.seconds: dict[str, float | None] = {}
-
-    def do(self, name: str, inputs: str, work: Callable[[], Sequence[Path]]) -> None:
-        """Do ``work``, which returns the files it wrote, unless ``inputs`` and those files are as they were."""
-        before = self.done.get(name)
-        if before and before["inputs"] == inputs and self._intact(before["outputs"]):
-            self.reporter.say(f"{name}: skipped, nothing it reads has changed")
-            self.seconds[name] = None
-            return
-        started = time.perf_counter()
-        written = work()
-        self.seconds[name] = round(time.perf_counter() - started, 1)
-        self.done[name] = {"inputs": inputs, "outputs": {str(path): runs.file_digest(path) for path in written}}
-        runs.write_json(self.path, self.done)
-
-    @staticmethod
-    def _intact(outputs: dict[str, str]) -> bool:
-        return all(Path(path).is_file() and runs.file_digest(Path(path)) == digest for path, digest in outputs.items())
-
-
-@dataclass(frozen=True, slots=True)
-class Foreseen:
-    """What ``run`` would do: the rows it would learn from, and which steps were done before."""
-
-    exported: Exported
-    done_before: tuple[str, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Return the object of ``--json``."""
-        return {"export": self.exported.as_json(), "done_before": list(self.done_before)}
-
-
 def foresee(name: str, sources: Sequence[Path], settings: Settings, reporter: Reporter) -> Foreseen:
     """Check what ``run`` needs and count its rows, without writing into the project."""
     paths = runs.run_paths(name)
     found = find_sources(sources)
     preflight(settings, plan_training(settings.train, load_preset(settings.train.preset)), paths.root, reporter)
     need("gguf", "llama_cpp", "gguf")
-    done = runs.read_json(paths.steps) if paths.steps.exists() else {}
-    return Foreseen(export(found, settings, reporter, dry_run=True), tuple(done))
+    return Foreseen(export(found, settings, reporter, dry_run=True), tuple(Steps(paths, reporter).done))
 
 
 def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Reporter, force: bool = False) -> Whole:
@@ -870,6 +455,7 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
         reporter: told of progress.
         force: replace a model of that name which this run did not register.
     """
+    from twin.dataset import rows as dataset_rows
     from twin.ollama.client import OllamaClient
 
     paths = runs.run_paths(name)
@@ -887,85 +473,43 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
         reporter.say(f"{error.message} The run will end with the GGUF.")
     data = DatasetPaths(settings.export.output)
     quantization = settings.gguf.quantization[0].lower()
+    adapter = [paths.adapter_config, paths.adapter_weights]
+
+    def do_export() -> list[Path]:
+        export(found, settings, reporter)
+        return [data.full, data.train, data.val, data.report]
+
+    def do_train() -> list[Path]:
+        train(settings, reporter, output=paths.root)
+        return [*adapter, paths.record]
+
+    def do_gguf() -> list[Path]:
+        made = gguf(paths.root, settings, reporter)
+        return [path for file in made.files for path in (Path(file["gguf"]), paths.gguf_record(file["quantization"]))]
+
+    def do_evaluate() -> list[Path]:
+        evaluate(paths, quantization, settings, reporter)
+        return [paths.likelihood]
+
+    def do_register() -> list[Path]:
+        register(name, settings, reporter, adapter=paths.root, force=force or "register" in steps.done)
+        return [paths.modelfile]
+
     with runs.exclusive(paths.root, "run"):
-        steps = _Steps(paths, reporter)
-
-        def do_export() -> list[Path]:
-            export(found, settings, reporter)
-            return [data.full, data.train, data.val, data.report]
-
-        def do_train() -> list[Path]:
-            train(settings, reporter, output=paths.root)
-            return [paths.adapter_config, paths.adapter_weights, paths.record]
-
-        def do_gguf() -> list[Path]:
-            made = gguf(paths.root, settings, reporter)
-            return [
-                path for file in made.files for path in (Path(file["gguf"]), paths.gguf_record(file["quantization"]))
-            ]
-
-        def do_evaluate() -> list[Path]:
-            evaluate(paths, quantization, settings, reporter)
-            return [paths.likelihood]
-
-        def do_register() -> list[Path]:
-            register(name, settings, reporter, adapter=paths.root, force=force or "register" in steps.done)
-            return [paths.modelfile]
-
-        steps.do(
-            "export",
-            runs.fingerprint({"twin": __version__, **settings.export.model_dump(mode="json")}, found),
-            do_export,
-        )
-        steps.do(
-            "train", runs.fingerprint({"twin": __version__, **plan.model_dump()}, [data.train, data.val]), do_train
-        )
-        adapter = [paths.adapter_config, paths.adapter_weights]
-        steps.do(
-            "gguf", runs.fingerprint({"twin": __version__, **settings.gguf.model_dump(mode="json")}, adapter), do_gguf
-        )
-        measured = any(row.kind == "chat" for row in load_rows(settings).val)
-        if measured:
-            read = [paths.gguf(quantization), data.val]
-            steps.do("evaluate", runs.fingerprint({"twin": __version__}, read), do_evaluate)
+        steps = Steps(paths, reporter)
+        steps.do("export", settings.export.model_dump(mode="json"), found, do_export)
+        learned, held_out = dataset_rows.paths_of(settings)
+        steps.do("train", plan.model_dump(), [learned, *([held_out] if held_out else [])], do_train)
+        steps.do("gguf", settings.gguf.model_dump(mode="json"), adapter, do_gguf)
+        measured = held_out is not None and runs.read_record(paths)["result"]["val_change"] is not None
+        if measured and held_out:
+            steps.do("evaluate", {}, [paths.gguf(quantization), held_out], do_evaluate)
         else:
             reporter.say("No conversation is held out, so the twin is not measured.")
         if not note:
-            served = settings.ollama.model_dump(mode="json") | {"host": client.url}
             if "register" in steps.done and not client.exists(name):  # somebody removed it since
                 steps.done.pop("register")
-            steps.do(
-                "register",
-                runs.fingerprint({"twin": __version__, **served}, [paths.gguf(quantization)]),
-                do_register,
-            )
-        survival = runs.read_json(paths.likelihood) if measured else {}
-        return Whole(name, paths, steps.seconds, survival, not note, note)
-
-
-# ---------------------------------------------------------------- demo
-
-DEMO_NAME = "wren"
-
-
-def demo(output: Path, reporter: Reporter) -> Path:
-    """Lay the sample project (brain and twin.toml of an invented person) into ``output``; keep what is there.
-
-    Returns:
-        The folder, in which ``run`` does the rest.
-    """
-    from importlib import resources
-
-    sample = resources.files("twin") / "sample"
-
-    def lay(source: Any, target: Path) -> None:
-        if source.is_dir():
-            for child in source.iterdir():
-                lay(child, target / child.name)
-        elif not target.exists():
-            with runs.atomic_write(target) as handle:
-                handle.write(source.read_bytes())
-
-    lay(sample, output)
-    reporter.say(f"The sample project is in {output}")
-    return output
+            served = settings.ollama.model_dump(mode="json") | {"host": client.url}
+            steps.do("register", served, [paths.gguf(quantization)], do_register)
+    survival = runs.read_json(paths.likelihood) if measured else {}
+    return Whole(name, paths, steps.seconds, survival, not note, note)

@@ -105,6 +105,7 @@ class TrainPlan(BaseModel):
     preset: str
     model: str
     family: str
+    license: str
     epochs: float
     batch_size: int
     learning_rate: float
@@ -138,6 +139,7 @@ def plan_training(settings: TrainSettings, preset: Preset) -> TrainPlan:
         preset=preset.name,
         model=settings.model or preset.model,
         family=preset.family,
+        license=preset.license,
         epochs=settings.epochs or own.epochs,
         batch_size=settings.batch_size or own.batch_size,
         learning_rate=settings.learning_rate or own.learning_rate,

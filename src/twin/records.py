@@ -1,4 +1,7 @@
-"""The nouns: what a person said (a Brain) and what a model learns from (Examples). Frozen dataclasses, nothing else."""
+"""The nouns: what a person said (a Brain), the rows made of it (Examples), and what a model reads of those (Samples).
+
+Frozen dataclasses, nothing else.
+"""
 
 from __future__ import annotations
 
@@ -106,3 +109,44 @@ class Example:
     def reply(self) -> str:
         """The text that is learned."""
         return self.turns[-1].content
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One reply to learn or to score, in a model's tokens.
+
+    Args:
+        id: the row's id.
+        conversation_id: the row's conversation, for bootstraps and packing.
+        kind: the row's kind.
+        input_ids: prompt, reply and end token.
+        prompt_length: how many of them are the prompt.
+    """
+
+    id: str
+    conversation_id: str
+    kind: Kind
+    input_ids: tuple[int, ...]
+    prompt_length: int
+
+    @property
+    def supervised(self) -> int:
+        """The number of tokens that are learned."""
+        return len(self.input_ids) - self.prompt_length
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A reply under one model.
+
+    Args:
+        id: the row's id.
+        conversation_id: its conversation.
+        nll: negative log-likelihood of reply and end token, in nats, summed.
+        tokens: how many tokens that is.
+    """
+
+    id: str
+    conversation_id: str
+    nll: float
+    tokens: int

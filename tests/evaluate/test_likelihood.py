@@ -6,8 +6,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twin.evaluate.likelihood import Scored, compare, score_gguf
+from twin.evaluate.likelihood import compare, score_gguf
 from twin.llama import open_gguf
+from twin.records import Sample, Scored
 
 
 def scores(rng, shift, noise=0.3, conversations=25, replies=5):
@@ -66,12 +67,14 @@ def test_a_gguf_scores_what_transformers_scores(smollm2, smollm2_gguf, tokenizer
     asked = []
     for number, reply in enumerate(["Tea is a drink.<|im_end|>", "Tea is hot, 90 degrees ½.<|im_end|>"]):
         first = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        asked.append((str(number), "c", first + tokenizer(reply, add_special_tokens=False)["input_ids"], len(first)))
+        ids = first + tokenizer(reply, add_special_tokens=False)["input_ids"]
+        asked.append(Sample(str(number), "c", "chat", tuple(ids), len(first)))
     with open_gguf(smollm2_gguf, num_ctx=512) as model:
         found = score_gguf(model, asked)
         again = score_gguf(model, asked[::-1])[::-1]
     reference = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32)
-    for one, other, (_, _, ids, first) in zip(found, again, asked, strict=True):
+    for one, other, sample in zip(found, again, asked, strict=True):
+        ids, first = sample.input_ids, sample.prompt_length
         with torch.no_grad():
             logits = reference(torch.tensor([ids[:-1]])).logits[0, first - 1 :]
         nll = float(torch.nn.functional.cross_entropy(logits, torch.tensor(ids[first:]), reduction="sum"))

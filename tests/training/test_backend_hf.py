@@ -69,9 +69,8 @@ class _Stopping:
 
 def train(base, plan, folder, resume=None, reporter=None, val=SAMPLES[:6]):
     folder.mkdir(exist_ok=True)
-    return backend_hf.train(
-        base, "owner/model", plan, SAMPLES[6:], val, folder / "work", folder, resume, reporter or Silent()
-    )
+    job = backend_hf.Job(base, "owner/model", plan, SAMPLES[6:], val, folder / "work", folder, resume)
+    return backend_hf.train(job, reporter or Silent())
 
 
 def weights(folder):

@@ -12,25 +12,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from twin.records import Sample, Scored
+
 if TYPE_CHECKING:
     from twin.llama import Gguf
-
-
-@dataclass(frozen=True, slots=True)
-class Scored:
-    """A held-out reply under one model.
-
-    Args:
-        id: the row's id.
-        conversation_id: its conversation.
-        nll: negative log-likelihood of reply and end token, in nats, summed.
-        tokens: how many tokens that is.
-    """
-
-    id: str
-    conversation_id: str
-    nll: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,27 +41,22 @@ class Change:
     replies: int
 
 
-def score_gguf(
-    model: Gguf,
-    samples: Sequence[tuple[str, str, Sequence[int], int]],
-    tick: Callable[[], None] = lambda: None,
-) -> list[Scored]:
+def score_gguf(model: Gguf, samples: Sequence[Sample], tick: Callable[[], None] = lambda: None) -> list[Scored]:
     """Return the log-likelihood of each sample's reply under ``model``.
 
     Args:
         model: an open GGUF whose context holds the longest sample.
-        samples: (id, conversation id, input ids, prompt length in tokens); in an order in which neighbours share
-            their beginnings, which is then computed once.
+        samples: in an order in which neighbours share their beginnings, which is then computed once.
         tick: called after each sample.
     """
     scored = []
-    for sample_id, conversation_id, input_ids, prompt_length in samples:
-        logits = model.logits(input_ids[:-1], prompt_length - 1).astype(np.float64)
-        targets = np.asarray(input_ids[prompt_length:])
+    for sample in samples:
+        logits = model.logits(sample.input_ids[:-1], sample.prompt_length - 1).astype(np.float64)
+        targets = np.asarray(sample.input_ids[sample.prompt_length :])
         peak = logits.max(axis=1, keepdims=True)
         normalizer = np.log(np.exp(logits - peak).sum(axis=1)) + peak[:, 0]
         nll = float((normalizer - logits[np.arange(len(targets)), targets]).sum())
-        scored.append(Scored(sample_id, conversation_id, nll, len(targets)))
+        scored.append(Scored(sample.id, sample.conversation_id, nll, len(targets)))
         tick()
     return scored
 

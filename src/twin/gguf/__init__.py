@@ -1,1 +1,1 @@
-"""Adapter → GGUF: merge (``merge``), llama.cpp's own converter (``converter``), quantize, check."""
+"""Adapter → GGUF: ``make`` calls the steps, ``merge``, ``converter``, ``quantize`` and ``check``."""

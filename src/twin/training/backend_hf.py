@@ -8,6 +8,7 @@ peft are at the top.
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -24,23 +25,17 @@ from twin import runs
 from twin.errors import GateError, MachineError, UsageError
 from twin.presets import TrainPlan
 from twin.progress import Reporter
+from twin.records import Sample, Scored
 from twin.training import attention
-from twin.training.prefix_tree import Pack, batches, pack_within
-from twin.training.samples import Sample
+from twin.training.prefix_tree import Pack, batches, pack_within, unique_tokens
 
 # Of a pack, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into packs.
-TOKEN_BUDGET = 1280
+TOKEN_BUDGET = 1024
+# Packs differ in length, and oneDNN keeps a compiled kernel for each shape: 1,024 of them, and PyTorch as many again,
+# which is a gigabyte. These hold one pack's. Read at the first product, so setting them at import is early enough.
+os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
+os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 _EVAL_BATCH = 16
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A held-out reply under a model: summed negative log-likelihood in nats, over ``tokens`` tokens."""
-
-    id: str
-    conversation_id: str
-    nll: float
-    tokens: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +47,8 @@ class Trained:
     why: str
     steps: int
     train_loss: float
-    before: tuple[Score, ...]
-    after: tuple[Score, ...]
+    before: tuple[Scored, ...]
+    after: tuple[Scored, ...]
     tokens: int
     unique_tokens: int
     supervised_tokens: int
@@ -87,11 +82,12 @@ def choose_dtype(device: str) -> tuple[torch.dtype, str]:
     rates = {}
     for dtype in (torch.float32, torch.bfloat16):
         left, right = torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
-        left @ right
-        start = time.perf_counter()
-        for _ in range(10):
+        fastest = math.inf  # of many: other work on the machine makes a product slower, never faster
+        for _ in range(30):
+            start = time.perf_counter()
             left @ right
-        rates[dtype] = 10 * 2 * 512 * 768 * 768 / (time.perf_counter() - start) / 1e9
+            fastest = min(fastest, time.perf_counter() - start)
+        rates[dtype] = 2 * 512 * 768 * 768 / fastest / 1e9
     ratio = rates[torch.bfloat16] / rates[torch.float32]
     why = f"bfloat16 products run at {ratio:.1f}x the rate of float32 here ({rates[torch.bfloat16]:.0f} GFLOP/s)"
     return (torch.bfloat16 if ratio > 1.2 else torch.float32), why
@@ -282,9 +278,9 @@ def plan_steps(samples: Sequence[Sample], plan: TrainPlan) -> list[list[Pack]]:
     return [pack_within(batch, TOKEN_BUDGET) for batch in steps]
 
 
-def held_out(model: Any, samples: Sequence[Sample], dtype: torch.dtype, tick: Callable[[int], None]) -> list[Score]:
+def held_out(model: Any, samples: Sequence[Sample], dtype: torch.dtype, tick: Callable[[int], None]) -> list[Scored]:
     """Return the negative log-likelihood of each sample's reply and end token."""
-    scores: list[Score] = []
+    scores: list[Scored] = []
     model.eval()
     with torch.no_grad():
         for start in range(0, len(samples), _EVAL_BATCH):
@@ -293,7 +289,7 @@ def held_out(model: Any, samples: Sequence[Sample], dtype: torch.dtype, tick: Ca
                 losses = pair_losses(model, pack, dtype).double().cpu().numpy()
                 for pairs in pack.of_sample:
                     one = samples[len(scores)]
-                    scores.append(Score(one.id, one.conversation_id, float(losses[pairs].sum()), len(pairs)))
+                    scores.append(Scored(one.id, one.conversation_id, float(losses[pairs].sum()), len(pairs)))
             tick(len(group))
     return scores
 
@@ -313,55 +309,93 @@ def _checkpoint(resume_from: str | None, folder: Path) -> str | None:
     return resume_from
 
 
-def train(
-    folder: Path,
-    base_name: str,
-    plan: TrainPlan,
-    train_samples: Sequence[Sample],
-    val_samples: Sequence[Sample],
-    work: Path,
-    save_to: Path,
-    resume_from: str | None,
-    reporter: Reporter,
-) -> Trained:
-    """Train a LoRA adapter and save it, in safetensors, to ``save_to``.
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to train.
 
     Args:
-        folder: the base model's checkpoint.
+        base: the base model's checkpoint folder.
         base_name: what the adapter says its base is.
         plan: every setting.
-        train_samples: what is learned.
-        val_samples: what is measured before and after, never learned.
-        work: folder for checkpoints.
+        train: what is learned.
+        held_out: what is measured before and after, never learned.
+        checkpoints: folder for checkpoints.
         save_to: an existing folder for the adapter.
         resume_from: a checkpoint folder, ``auto``, or None.
-        reporter: told of progress.
+    """
+
+    base: Path
+    base_name: str
+    plan: TrainPlan
+    train: Sequence[Sample]
+    held_out: Sequence[Sample]
+    checkpoints: Path
+    save_to: Path
+    resume_from: str | None = None
+
+
+def train(job: Job, reporter: Reporter) -> Trained:
+    """Train a LoRA adapter and save it, in safetensors, to ``job.save_to``.
 
     Raises:
         GateError, MachineError, UsageError: see ``load_model``, ``choose_device`` and ``add_lora``.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    checkpoint = _checkpoint(resume_from, work)
-    work.mkdir(parents=True, exist_ok=True, mode=0o700)
+    plan = job.plan
+    checkpoint = _checkpoint(job.resume_from, job.checkpoints)
+    job.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
     device = choose_device(plan.device)
     dtype, why = choose_dtype(device)
     with reporter.task("Loading the base model"):
-        model = add_lora(load_model(folder, device, dtype), plan)
-    steps = plan_steps(train_samples, plan)
-    everything = [pack for packs in steps for pack in packs]
-    tokens_once = sum(len(pack.input_ids) for pack in everything)
-    supervised = int(sum(int(pack.weights.sum()) for pack in everything))
-    samples_seen = sum(len(sample.input_ids) for sample in train_samples)
-    with reporter.task("Held-out loss before", len(val_samples)) as task:
-        before = held_out(model, val_samples, dtype, task.advance)
-    warmup = max(1, len(steps) // 20)
-    optimizer = MasterAdamW(
-        [weight for weight in model.parameters() if weight.requires_grad], lr=plan.learning_rate, weight_decay=0.0
+        model = add_lora(load_model(job.base, device, dtype), plan)
+    steps = plan_steps(job.train, plan)
+    with reporter.task("Held-out loss before", len(job.held_out)) as task:
+        before = held_out(model, job.held_out, dtype, task.advance)
+    with reporter.task("Training", len(steps)) as task:
+        log = _Log(task.advance)
+        trainer = _trainer(model, steps, plan, device, dtype, job.checkpoints, log)
+        started = time.perf_counter()
+        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        seconds = time.perf_counter() - started
+    with reporter.task("Held-out loss after", len(job.held_out)) as task:
+        after = held_out(model, job.held_out, dtype, task.advance)
+    model.save_pretrained(job.save_to, safe_serialization=True)
+    # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
+    config = runs.read_json(job.save_to / "adapter_config.json")
+    runs.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
+    packs = [pack for step in steps for pack in step]
+    return Trained(
+        device=device,
+        dtype=str(dtype).removeprefix("torch."),
+        why=why,
+        steps=len(steps),
+        train_loss=float(outcome.training_loss),
+        before=tuple(before),
+        after=tuple(after),
+        tokens=round(sum(len(sample.input_ids) for sample in job.train) * plan.epochs),
+        unique_tokens=unique_tokens(packs),
+        supervised_tokens=sum(int(pack.weights.sum()) for pack in packs),
+        seconds=seconds,
+        logs=tuple(log.entries),
     )
-    scheduler = transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(steps))
+
+
+def _trainer(
+    model: Any,
+    steps: Sequence[Sequence[Pack]],
+    plan: TrainPlan,
+    device: str,
+    dtype: torch.dtype,
+    checkpoints: Path,
+    log: _Log,
+) -> TreeTrainer:
+    """Return the Trainer of ``steps``, with its optimizer and schedule."""
+    weights = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = MasterAdamW(weights, lr=plan.learning_rate, weight_decay=0.0)
+    warmup = max(1, len(steps) // 20)
     arguments = transformers.TrainingArguments(
-        output_dir=str(work),
+        output_dir=str(checkpoints),
         max_steps=len(steps),
         per_device_train_batch_size=1,
         max_grad_norm=1.0,
@@ -377,38 +411,14 @@ def train(
         dataloader_pin_memory=False,
         seed=plan.seed,
     )
-    with reporter.task("Training", len(steps)) as task:
-        log = _Log(task.advance)
-        trainer = TreeTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=steps,
-            data_collator=lambda items: {"packs": items[0]},
-            optimizers=(optimizer, scheduler),
-            callbacks=[log],
-        )
-        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-        trainer.tree_dtype, trainer.masters = dtype, optimizer
-        started = time.perf_counter()
-        outcome = trainer.train(resume_from_checkpoint=checkpoint)
-        seconds = time.perf_counter() - started
-    with reporter.task("Held-out loss after", len(val_samples)) as task:
-        after = held_out(model, val_samples, dtype, task.advance)
-    model.save_pretrained(save_to, safe_serialization=True)
-    # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
-    config = runs.read_json(save_to / "adapter_config.json")
-    runs.write_json(save_to / "adapter_config.json", config | {"base_model_name_or_path": base_name})
-    return Trained(
-        device=device,
-        dtype=str(dtype).removeprefix("torch."),
-        why=why,
-        steps=len(steps),
-        train_loss=float(outcome.training_loss),
-        before=tuple(before),
-        after=tuple(after),
-        tokens=round(samples_seen * plan.epochs),
-        unique_tokens=tokens_once,
-        supervised_tokens=supervised,
-        seconds=seconds,
-        logs=tuple(log.entries),
+    trainer = TreeTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=steps,
+        data_collator=lambda items: {"packs": items[0]},
+        optimizers=(optimizer, transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(steps))),
+        callbacks=[log],
     )
+    trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+    trainer.tree_dtype, trainer.masters = dtype, optimizer
+    return trainer

@@ -1,12 +1,35 @@
-"""What a run leaves beside its adapter: the loss plot and the model card."""
+"""What a run leaves beside its adapter: run.json, the log of its steps, the loss plot, the model card.
+
+Imported late: torch comes in through ``backend_hf``.
+"""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+import platform
+import shutil
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
-from twin.runs import RunPaths, atomic_write, write_text
+import orjson
+
+from twin import __version__
+from twin.basemodel import BaseModel
+from twin.errors import file_errors
+from twin.presets import TrainPlan
+from twin.progress import peak_rss_bytes
+from twin.records import Sample
+from twin.runs import RunPaths, adapter_digests, atomic_write, file_digest, write_json, write_text
+from twin.templates import Family
+from twin.training import backend_hf
+from twin.training.backend_hf import Trained
+from twin.training.prefix_tree import unique_tokens
+from twin.training.samples import Samples
+
+_VERSIONS = ("torch", "transformers", "peft", "accelerate", "llama-cpp-python", "gguf")
 
 _CARD = """---
 base_model: {base}
@@ -34,6 +57,131 @@ Load it with plain PEFT: `PeftModel.from_pretrained(base_model, "this folder")`.
 """
 
 
+def _file(path: Path | None, rows: int) -> dict[str, Any] | None:
+    return None if path is None else {"path": str(path), "sha256": file_digest(path), "rows": rows}
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _VERSIONS:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def describe(
+    paths: RunPaths,
+    base: BaseModel,
+    family: Family,
+    plan: TrainPlan,
+    system: tuple[str, int],
+    files: tuple[tuple[Path, int], tuple[Path | None, int]],
+    built: Samples,
+) -> dict[str, Any]:
+    """Return what is known of a run before it starts.
+
+    Args:
+        paths: of the run.
+        base: the base model.
+        family: its template pair.
+        plan: every setting.
+        system: the system prompt and its length in tokens.
+        files: the file to learn from and the one held out, each with its number of rows.
+        built: the samples.
+    """
+    return {
+        "twin": __version__,
+        "name": paths.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "base_model": base.name,
+        "base_hub_id": base.hub_id,
+        "family": family.name,
+        "system_prompt": system[0],
+        "system_prompt_tokens": system[1],
+        "plan": plan.model_dump(),
+        "dataset": {
+            "train": _file(*files[0]),
+            "val": _file(*files[1]),
+            "samples": len(built.samples),
+            "shortened": built.shortened,
+            "too_long": built.too_long,
+        },
+        "versions": _versions(),
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()},
+    }
+
+
+def foreseen(plan: TrainPlan, samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
+    """Return what a dry run knows: device, optimizer steps, tokens with and without what they share."""
+    steps = backend_hf.plan_steps(samples, plan)
+    return {
+        "backend": "hf",
+        "device": backend_hf.choose_device(plan.device),
+        "steps": len(steps),
+        "tokens": sum(len(sample.input_ids) for sample in samples),
+        "unique_tokens": sum(unique_tokens(packs) for packs in steps),
+        "seconds": round(seconds, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def result(outcome: Trained, change: dict[str, float] | None, seconds: float) -> dict[str, Any]:
+    """Return what training measured, as ``run.json`` and ``--json`` have it.
+
+    Args:
+        outcome: what the backend returned.
+        change: of the held-out loss, with its interval; None where nothing was held out.
+        seconds: of the whole step.
+    """
+    return {
+        "backend": "hf",
+        "device": outcome.device,
+        "dtype": outcome.dtype,
+        "dtype_reason": outcome.why,
+        "execution": "prefix tree: shared beginnings are computed once a step",
+        "steps": outcome.steps,
+        "train_loss": outcome.train_loss,
+        "val_loss": change["after"] if change else None,
+        "val_loss_base": change["before"] if change else None,
+        "val_change": change,
+        "tokens": outcome.tokens,
+        "unique_tokens": outcome.unique_tokens,
+        "supervised_tokens": outcome.supervised_tokens,
+        "tokens_per_second": round(outcome.tokens / outcome.seconds, 1),
+        "seconds": round(seconds, 3),
+        "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str, Any], outcome: Trained) -> None:
+    """Move a finished adapter into place; run.json goes first and comes last, so no half run looks whole.
+
+    Args:
+        paths: of the run.
+        finished: the folder with the adapter's two files.
+        family: whose Jinja goes with it.
+        facts: what ``run.json`` says; the files' digests are added.
+        outcome: with the log of the steps.
+    """
+    with file_errors(paths.root, "write"):
+        paths.record.unlink(missing_ok=True)
+        for target in (paths.adapter_config, paths.adapter_weights):
+            made = finished / target.name
+            made.chmod(0o600)
+            made.replace(target)
+        shutil.rmtree(paths.checkpoints, ignore_errors=True)  # the adapter is whole: they have done their work
+    write_text(paths.chat_template, family.jinja)
+    write_text(paths.metrics, "".join(orjson.dumps(entry).decode() + "\n" for entry in outcome.logs))
+    measured = facts["result"]
+    steps = [int(entry["step"]) for entry in outcome.logs]
+    losses = [entry["loss"] for entry in outcome.logs]
+    write_loss_plot(paths, steps, losses, measured["val_loss_base"], measured["val_loss"])
+    write_card(paths, facts)
+    write_json(paths.record, {**facts, "files": adapter_digests(paths)})
+
+
 def write_loss_plot(
     paths: RunPaths, steps: Sequence[int], losses: Sequence[float], before: float | None, after: float | None
 ) -> None:
@@ -54,6 +202,27 @@ def write_loss_plot(
         handle.write(buffer.getvalue())
 
 
-def write_card(paths: RunPaths, facts: dict[str, Any]) -> None:
+def write_card(paths: RunPaths, facts: Mapping[str, Any]) -> None:
     """Write the model card of a run."""
-    write_text(paths.card, _CARD.format(**facts))
+
+    def loss(value: float | None) -> str:
+        return "not measured" if value is None else f"{value:.3f}"
+
+    plan, data, measured = facts["plan"], facts["dataset"], facts["result"]
+    card = _CARD.format(
+        base=facts["base_hub_id"],
+        name=paths.name,
+        version=facts["twin"],
+        license=plan["license"],
+        rows_train=data["train"]["rows"],
+        rows_val=data["val"]["rows"] if data["val"] else 0,
+        steps=measured["steps"],
+        batch_size=plan["batch_size"],
+        lora_r=plan["lora_r"],
+        lora_alpha=plan["lora_alpha"],
+        targets=", ".join(plan["target_modules"]),
+        val_loss_base=loss(measured["val_loss_base"]),
+        val_loss=loss(measured["val_loss"]),
+        family=facts["family"],
+    )
+    write_text(paths.card, card)

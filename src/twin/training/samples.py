@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from twin.errors import GateError, StepError
-from twin.records import Example, Turn
+from twin.records import Example, Sample, Turn
 from twin.templates import Family, render
 
 
@@ -23,30 +23,6 @@ class Tokenizer(Protocol):
 
     def convert_tokens_to_ids(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary."""
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One reply to learn.
-
-    Args:
-        id: the row's id.
-        conversation_id: the row's conversation, for bootstraps and packing.
-        kind: the row's kind.
-        input_ids: prompt, reply and end token.
-        prompt_length: how many of them are the prompt.
-    """
-
-    id: str
-    conversation_id: str
-    kind: str
-    input_ids: tuple[int, ...]
-    prompt_length: int
-
-    @property
-    def supervised(self) -> int:
-        """The number of tokens that are learned."""
-        return len(self.input_ids) - self.prompt_length
 
 
 @dataclass(frozen=True, slots=True)

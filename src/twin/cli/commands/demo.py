@@ -33,22 +33,22 @@ def command(
     verbose: options.Verbose = False,
 ) -> None:
     """Run the demo."""
-    from twin import pipeline
+    from twin import pipeline, sample
     from twin.errors import file_errors
     from twin.settings import load_settings
 
     out = Output(json, quiet, verbose)
     reporter = out.reporter()
-    folder = pipeline.demo(output, reporter)
-    with file_errors(folder, "enter"):
-        os.chdir(folder)
-    done = pipeline.run(pipeline.DEMO_NAME, [], load_settings(ollama={"host": host}), reporter)
+    sample.lay(output)
+    reporter.say(f"The sample project is in {output}")
+    with file_errors(output, "enter"):
+        os.chdir(output)
+    done = pipeline.run(sample.NAME, [], load_settings(ollama={"host": host}), reporter)
     show(done, out)
-    name = pipeline.DEMO_NAME
     if done.registered:
-        out.hint(f"twin chat {name}")
+        out.hint(f"twin chat {sample.NAME}")
     else:
         out.hint(
-            f"cd {folder} && twin chat {name} --gguf adapters/{name}/model-q4_k_m.gguf "
-            f"(no Ollama answered; with one: twin register {name})"
+            f"cd {output} && twin chat {sample.NAME} --gguf adapters/{sample.NAME}/model-q4_k_m.gguf "
+            f"(no Ollama answered; with one: twin register {sample.NAME})"
         )

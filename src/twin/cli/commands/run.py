@@ -11,7 +11,7 @@ from twin.cli import options
 from twin.cli.console import Output
 
 if TYPE_CHECKING:
-    from twin.pipeline import Whole
+    from twin.results import Whole
 
 NAME = "run"
 HELP = """Do everything: export, train, gguf, measure, register. A step whose inputs did not change is skipped.

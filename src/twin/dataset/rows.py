@@ -1,0 +1,96 @@
+"""The dataset's files: written by an export, read back for training with what is held out kept apart."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from twin import runs
+from twin.dataset import Dataset
+from twin.dataset.formats import read_rows, to_line
+from twin.errors import UsageError
+from twin.records import Example
+from twin.runs import DatasetPaths
+from twin.settings import Settings
+
+
+def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, report: Mapping[str, Any]) -> None:
+    """Write all rows, the two parts and the report, each whole or not at all.
+
+    Args:
+        built: the rows.
+        paths: where they go.
+        format_name: ``chatml``, ``alpaca``, ``sharegpt`` or ``raw``.
+        person: whose replies they are.
+        report: what ``dataset.json`` says; the files' digests are added.
+    """
+    with runs.exclusive(paths.root):
+        with ExitStack() as files:
+            full, train_file, val_file = (
+                files.enter_context(runs.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
+            )
+            for rows, part in ((built.train, train_file), (built.val, val_file)):
+                for row in rows:
+                    line = to_line(row, format_name, person)
+                    full.write(line)
+                    part.write(line)
+        digests = {path.name: runs.file_digest(path) for path in (paths.full, paths.train, paths.val)}
+        runs.write_json(paths.report, {**report, "files": digests})
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """What training reads.
+
+    Args:
+        train: rows to learn from; none of them is held out.
+        val: held-out rows.
+        train_path: the file of the first.
+        val_path: the file of the second, where there is one.
+        system: the system prompt the rows were made with, which is served later; empty for none.
+        owned: an export of twin's own, whose prompt must keep its bound.
+    """
+
+    train: list[Example]
+    val: list[Example]
+    train_path: Path
+    val_path: Path | None
+    system: str
+    owned: bool
+
+
+def paths_of(settings: Settings) -> tuple[Path, Path | None]:
+    """Return the files to learn from and to hold out, as ``settings`` name them.
+
+    Raises:
+        UsageError: no dataset.
+    """
+    train_path = settings.train.dataset or DatasetPaths(settings.export.output).train
+    if not train_path.exists():
+        raise UsageError(f"There is no dataset '{train_path}'.", "Make one first: twin export")
+    beside = DatasetPaths(train_path.parent).val
+    return train_path, settings.train.validation or (beside if beside.exists() else None)
+
+
+def load(settings: Settings) -> Rows:
+    """Read the dataset that ``settings`` name; rows that the validation file holds are never trained on.
+
+    Raises:
+        UsageError: no dataset, a broken line, or nothing to learn.
+    """
+    train_path, val_path = paths_of(settings)
+    val = list(read_rows(val_path)) if val_path else []
+    held_out = {row.id for row in val}
+    train_rows = [row for row in read_rows(train_path) if row.id not in held_out]
+    if not train_rows:
+        raise UsageError(f"'{train_path}' has no rows to learn from.", "Make it again: twin export")
+    # What most rows were made with is what is served: a tenth of an export's rows carry another prompt, or none.
+    prompts = Counter(row.turns[0].content if row.turns[0].role == "system" else "" for row in train_rows)
+    system = prompts.most_common(1)[0][0]
+    report = DatasetPaths(train_path.parent).report
+    owned = report.exists() and runs.read_json(report).get("system_prompt") == system
+    return Rows(train_rows, val, train_path, val_path, system, owned)

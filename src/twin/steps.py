@@ -1,0 +1,54 @@
+"""Which steps of a run were done, on what: each is done again only when something that it reads or wrote changed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from twin import __version__, runs
+from twin.progress import Reporter
+from twin.runs import RunPaths
+
+
+class Steps:
+    """The memory of ``twin run``, kept in the run's folder.
+
+    Args:
+        paths: of the run.
+        reporter: told of each step that is skipped.
+    """
+
+    def __init__(self, paths: RunPaths, reporter: Reporter) -> None:
+        self.path = paths.steps
+        self.reporter = reporter
+        self.done: dict[str, Any] = runs.read_json(self.path) if self.path.exists() else {}
+        self.seconds: dict[str, float | None] = {}
+
+    def do(
+        self, name: str, settings: Mapping[str, Any], reads: Sequence[Path], work: Callable[[], Sequence[Path]]
+    ) -> None:
+        """Do ``work`` unless what it reads and wrote is as it was.
+
+        Args:
+            name: the step's name.
+            settings: what else its result hangs on; twin's version is added.
+            reads: files and folders it reads.
+            work: does the step and returns the files it wrote.
+        """
+        inputs = runs.fingerprint({"twin": __version__, **settings}, reads)
+        before = self.done.get(name)
+        if before and before["inputs"] == inputs and _intact(before["outputs"]):
+            self.reporter.say(f"{name}: skipped, nothing it reads has changed")
+            self.seconds[name] = None
+            return
+        started = time.perf_counter()
+        written = work()
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        self.done[name] = {"inputs": inputs, "outputs": {str(path): runs.file_digest(path) for path in written}}
+        runs.write_json(self.path, self.done)
+
+
+def _intact(outputs: Mapping[str, str]) -> bool:
+    return all(Path(path).is_file() and runs.file_digest(Path(path)) == digest for path, digest in outputs.items())
