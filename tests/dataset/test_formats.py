@@ -86,7 +86,10 @@ def test_golden():
             {"from": "gpt", "value": "so"},
         ],
     }
-    assert written["raw"] == head | {"text": "Beto: hi\nyou\nAna: yo\nBeto: é?\nAna: so"}
+    assert written["raw"] == head | {
+        "text": "Beto: hi\nyou\nAna: yo\nBeto: é?\nAna: so",
+        "spans": [["user", 6, 12], ["assistant", 18, 20], ["user", 27, 29], ["assistant", 35, 37]],
+    }
 
 
 def test_raw_of_a_group_names_nobody_twice():
@@ -98,6 +101,25 @@ def test_raw_of_a_group_names_nobody_twice():
 @given(rows=st.lists(examples, max_size=5))
 def test_reading_is_the_inverse_of_writing(name, rows):
     assert read(*[to_line(row, name, "Ana") for row in rows]) == rows
+
+
+@given(rows=st.lists(examples, max_size=5))
+def test_raw_reads_back_all_but_the_system_prompt(rows):
+    """Contents may hold line ends, colons and the speakers' own names."""
+    without = [replace(row, turns=row.turns[row.turns[0].role == "system" :]) for row in rows]
+    assert read(*[to_line(row, "raw", "Ana") for row in rows]) == without
+
+
+def test_raw_of_other_tools_goes_by_names():
+    talk = "Beto: hi\nyou there\nCleo: both of us\nAna: yo\nwhat: ever\nAna: really"
+    row = read({"text": talk})[0]
+    assert row.every_reply
+    assert row.turns == (
+        Turn("user", "hi\nyou there\nboth of us"),
+        Turn("assistant", "yo"),
+        Turn("user", "ever"),  # without spans a colon makes a speaker
+        Turn("assistant", "really"),
+    )
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
@@ -121,14 +143,16 @@ def test_other_tools_rows_learn_every_reply():
         },
         {"instruction": "a", "input": "more", "output": "b"},
         {"id": 7, "kind": "chat", "instruction": "a", "output": "b", "history": None, "system": None},
+        {"context": "a", "response": "b", "source": "the app", "timestamp": None},
     )
     assert [(row.id, row.conversation_id, row.kind, row.every_reply) for row in rows] == [
-        (f"rows.jsonl:{number}", f"rows.jsonl:{number}", "chat", True) for number in (1, 3, 4, 5)
+        (f"rows.jsonl:{number}", f"rows.jsonl:{number}", "chat", True) for number in (1, 3, 4, 5, 6)
     ]
     assert [[turn.content for turn in row.turns] for row in rows] == [
         ["a", "b"],
         ["s", "a", "b"],
         ["a\nmore", "b"],
+        ["a", "b"],
         ["a", "b"],
     ]
 
@@ -155,15 +179,19 @@ def test_a_row_without_a_reply(row):
 @pytest.mark.parametrize(
     ("row", "detail"),
     [
-        ({"text": "a"}, "'messages, conversations or instruction'"),
+        ({"text": "a"}, "a text is expected in which each speaker's words begin with 'Name: '"),
+        ({"text": "a\nAna: b"}, "a text is expected in which each speaker's words begin with 'Name: '"),
+        ({"text": "Ana: b", "spans": [["user", 0]]}, "not enough values to unpack (expected 3, got 2)"),
+        ({"text": "Ana: b", "spans": [["user", "0", 1]]}, "iterable"),
         ({"instruction": "a"}, "'output'"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "'tool'"),
         ({"messages": [{"role": "user", "content": None}]}, "a text is expected"),
         ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "a text is expected"),
         ({"messages": None}, "'NoneType' object is not iterable"),
         ({"instruction": "a", "output": "b", "history": [["x"]]}, "not enough values to unpack (expected 2, got 1)"),
-        ([], "'messages, conversations or instruction'"),
-        (5, "argument of type 'int' is not iterable"),
+        ({}, "'messages, conversations, instruction, context or text'"),
+        ([], "a JSON object is expected"),
+        (5, "a JSON object is expected"),
     ],
 )
 def test_a_line_that_is_no_row(row, detail):
@@ -171,7 +199,7 @@ def test_a_line_that_is_no_row(row, detail):
     assert message.startswith("Line 1 of 'rows.jsonl' is no chat row (")
     if "iterable" not in detail:  # Python's own words change between versions
         assert message == f"Line 1 of 'rows.jsonl' is no chat row ({detail})."
-    assert hint == "Use chatml, alpaca or sharegpt rows: twin export --format chatml"
+    assert hint == "Use chatml, alpaca, sharegpt or raw rows: twin export --format chatml"
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """Rows as JSON, both ways: ``chatml``, ``alpaca``, ``sharegpt`` and ``raw``.
 
-Writing and reading are inverse for the first three. ``raw`` is plain text for completion-style tools: it keeps no
-roles, so it can be written and not read back.
+Writing and reading are inverse; only ``raw`` leaves the system prompt out. Its ``text`` is speakers' names and words,
+and ``spans`` beside it says where each turn's words are, so that a name inside a message is no new turn.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ from twin.records import Example, Role, Turn
 _SHAREGPT_ROLES: dict[str, Role] = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
 }  # fmt: skip
+
+
+_SPEAKER = re.compile(r"([^:\n]{1,60}): (.*)")
 
 
 def _system_of(example: Example) -> tuple[str, tuple[Turn, ...]]:
@@ -53,7 +57,13 @@ def _sharegpt(example: Example, person: str) -> dict[str, Any]:
 def _raw(example: Example, person: str) -> dict[str, Any]:
     _, turns = _system_of(example)
     other = f"{example.other}: " if example.other else ""
-    return {"text": "\n".join((other if turn.role == "user" else f"{person}: ") + turn.content for turn in turns)}
+    text = ""
+    spans: list[tuple[str, int, int]] = []
+    for turn in turns:
+        text += ("\n" if text else "") + (other if turn.role == "user" else f"{person}: ")
+        spans.append((turn.role, len(text), len(text) + len(turn.content)))
+        text += turn.content
+    return {"text": text, "spans": spans}
 
 
 WRITERS: dict[str, Callable[[Example, str], dict[str, Any]]] = {
@@ -73,19 +83,43 @@ def _text(value: Any) -> str:
     return value
 
 
-def _turns(row: dict[str, Any]) -> list[Turn]:
+def _turns(row: Any) -> list[Turn]:
+    if not isinstance(row, dict):
+        raise TypeError("a JSON object is expected")
     if "messages" in row:
         return [Turn(_SHAREGPT_ROLES[item["role"]], _text(item["content"])) for item in row["messages"]]
+    system = [Turn("system", _text(row["system"]))] if row.get("system") else []
     if "conversations" in row:
-        turns = [Turn(_SHAREGPT_ROLES[item["from"]], _text(item["value"])) for item in row["conversations"]]
-        return ([Turn("system", _text(row["system"]))] if row.get("system") else []) + turns
+        return system + [Turn(_SHAREGPT_ROLES[item["from"]], _text(item["value"])) for item in row["conversations"]]
     if "instruction" in row:
-        turns = [Turn("system", _text(row["system"]))] if row.get("system") else []
         for ask, answer in row.get("history") or []:
-            turns += [Turn("user", _text(ask)), Turn("assistant", _text(answer))]
+            system += [Turn("user", _text(ask)), Turn("assistant", _text(answer))]
         asked = "\n".join(part for part in (_text(row["instruction"]), _text(row.get("input") or "")) if part)
-        return [*turns, Turn("user", asked), Turn("assistant", _text(row["output"]))]
-    raise KeyError("messages, conversations or instruction")
+        return [*system, Turn("user", asked), Turn("assistant", _text(row["output"]))]
+    if "context" in row:  # how the app keeps an exchange
+        return [*system, Turn("user", _text(row["context"])), Turn("assistant", _text(row["response"]))]
+    if "text" in row:
+        text = _text(row["text"])
+        if "spans" in row:
+            return [Turn(_SHAREGPT_ROLES[role], text[start:stop]) for role, start, stop in row["spans"]]
+        return _spoken(text)
+    raise KeyError("messages, conversations, instruction, context or text")
+
+
+def _spoken(text: str) -> list[Turn]:
+    """Return the turns of lines ``Name: words``; who speaks last is whose replies are learned."""
+    lines = [(match[1], match[2]) if (match := _SPEAKER.match(line)) else ("", line) for line in text.split("\n")]
+    person = next((name for name, _ in reversed(lines) if name), None)
+    if person is None or not lines[0][0]:
+        raise ValueError("a text is expected in which each speaker's words begin with 'Name: '")
+    turns: list[Turn] = []
+    for name, words in lines:
+        role: Role = turns[-1].role if not name else "assistant" if name == person else "user"
+        if turns and turns[-1].role == role:
+            turns[-1] = Turn(role, f"{turns[-1].content}\n{words}")
+        else:
+            turns.append(Turn(role, words))
+    return turns
 
 
 def read_rows(path: Path) -> Iterator[Example]:
@@ -111,7 +145,7 @@ def read_rows(path: Path) -> Iterator[Example]:
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise UsageError(
                     f"Line {number} of '{path}' is no chat row ({error}).",
-                    "Use chatml, alpaca or sharegpt rows: twin export --format chatml",
+                    "Use chatml, alpaca, sharegpt or raw rows: twin export --format chatml",
                 ) from None
             while turns and turns[-1].role != "assistant":
                 turns.pop()
