@@ -246,3 +246,33 @@ def test_too_little_disk_is_said_before_the_work():
         need_disk(Path("not/yet/there"), 10**18, "A test")
     assert caught.value.message.startswith("A test needs 1000000000.0 GB of disk and '")
     assert caught.value.hint == "Free some space, or use another folder with --output."
+
+
+def test_what_a_killed_process_left_is_taken_away_and_a_living_ones_stays():
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead, living = Path(f".a.json.{gone.pid}.x.partial"), Path(f".a.json.{os.getppid()}.x.partial")
+    dead_folder, other = Path(f".run.{gone.pid}.y.partial"), Path(f".ab.json.{gone.pid}.x.partial")
+    for file in (dead, living, other):
+        file.write_text("half")
+    (dead_folder / "deep").mkdir(parents=True)
+    write_json(Path("a.json"), {})
+    with scratch_dir(Path("run")):
+        assert sorted(path.name for path in Path().glob(".run.*")) != [dead_folder.name]
+        assert not dead_folder.exists()
+    assert (dead.exists(), living.exists(), other.exists()) == (False, True, True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="SIGKILL")
+def test_a_killed_writer_leaves_the_old_file_and_the_next_takes_its_half_away():
+    write_text(Path("a.txt"), "old")
+    code = (
+        "import os, signal\nfrom pathlib import Path\nfrom twin.runs import atomic_write\n"
+        "with atomic_write(Path('a.txt')) as handle:\n"
+        "    handle.write(b'new'); handle.flush(); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == -9
+    assert Path("a.txt").read_text() == "old"
+    assert len(list(Path().glob(".a.txt.*.partial"))) == 1
+    write_text(Path("a.txt"), "newer")
+    assert [path.name for path in Path().iterdir()] == ["a.txt"]

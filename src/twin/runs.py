@@ -6,6 +6,7 @@ code joins these names.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import os
 import re
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import orjson
+import psutil
 from filelock import FileLock, Timeout
 from platformdirs import user_cache_path
 
@@ -26,6 +28,7 @@ from twin.errors import MachineError, StepError, UsageError, file_errors
 # What later steps read of run.json.
 _RECORD_KEYS = ("base_model", "base_hub_id", "family", "system_prompt", "result", "plan")
 _PLAN_KEYS = ("license", "max_length", "num_ctx", "temperature")
+_PARTIAL = ".partial"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 
 
@@ -205,6 +208,16 @@ def gguf_is_current(paths: RunPaths, quantization: str) -> bool:
     return made.get("adapter") == adapter_digests(paths) and made.get("bytes") == file.stat().st_size
 
 
+def _partial_prefix(path: Path) -> str:
+    """Return how names of what is unfinished beside ``path`` begin; what a killed process left there is taken away."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
+        owner = left.name.removeprefix(f".{path.name}.").partition(".")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    return f".{path.name}.{os.getpid()}."
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path`` and rename it there when the block ends well; else leave no trace.
@@ -213,9 +226,9 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         UsageError, MachineError: what the file system says, as a sentence.
     """
     with file_errors(path, "write"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+        prefix = _partial_prefix(path)
         handle = tempfile.NamedTemporaryFile(  # noqa: SIM115 - it outlives a with block: renamed, not closed and gone
-            dir=path.parent, prefix=f".{path.name}.", suffix=".partial", delete=False
+            dir=path.parent, prefix=prefix, suffix=_PARTIAL, delete=False
         )
         partial = Path(handle.name)
         try:
@@ -265,8 +278,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def scratch_dir(beside: Path) -> Iterator[Path]:
     """Yield an empty folder next to ``beside`` (same disk), removed at the end whatever happens."""
     with file_errors(beside, "write"):
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=f".{beside.name}.", suffix=".partial"))
+        prefix = _partial_prefix(beside)
+        folder = Path(tempfile.mkdtemp(dir=beside.parent, prefix=prefix, suffix=_PARTIAL))
     try:
         yield folder
     finally:

@@ -134,6 +134,16 @@ def test_nothing_to_learn(twin, brain):
     )
 
 
+def test_a_name_moves_no_cursor(twin, brain):
+    brain("01/02/2024, 10:00 - Bo\x1b[2J\x07: hi\n01/02/2024, 10:01 - Ada: yes\n")
+    twin.refuses(
+        "export",
+        exit_code=2,
+        error="It is not clear whose twin this should be.",
+        hint="Say so with --person NAME. Speakers: Bo\ufffd[2J\ufffd (1), Ada (1).",
+    )
+
+
 def test_names_are_shown_as_they_are(twin, brain):
     brain("", ":dog:[bold].txt")
     twin.refuses(

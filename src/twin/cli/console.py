@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from unicodedata import category
 
 from twin.errors import EXIT_INTERRUPTED, MachineError, TwinError
 from twin.progress import Silent, Task
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
 
 _SLOW_SECONDS = 1.0
 _PLAIN_EVERY_SECONDS = 10.0
+
+
+def printable(text: str) -> str:
+    """Return ``text`` without what would move a cursor or colour a terminal: names and replies come from anywhere."""
+    return "".join(char if char in "\n\t" or category(char) not in ("Cc", "Cs") else "\ufffd" for char in text)
 
 
 def stderr_console() -> Console:
@@ -66,7 +72,7 @@ class ConsoleReporter:
 
     def say(self, text: str) -> None:
         """Show one line."""
-        self.console.print(text, markup=False)
+        self.console.print(printable(text), markup=False)
 
     @contextmanager
     def task(self, title: str, total: float | None = None) -> Iterator[Task]:
@@ -117,12 +123,12 @@ class Output:
         if self.json:
             self._json(data)
         else:
-            self._write("".join(f"{line}\n" for line in lines).encode("utf-8"))
+            self._write("".join(f"{printable(line)}\n" for line in lines).encode("utf-8"))
 
     def hint(self, text: str) -> None:
         """Print what to type next, on stderr."""
         if not (self.quiet or self.json):
-            stderr_console().print(f"Next: {text}", markup=False)
+            stderr_console().print(printable(f"Next: {text}"), markup=False)
 
     def error(self, error: TwinError) -> None:
         """Print what went wrong: a sentence and a hint, or the object."""
@@ -130,9 +136,9 @@ class Output:
             self._json({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
             return
         console = stderr_console()
-        console.print(f"Error: {error.message}", markup=False, style="bold red")
+        console.print(printable(f"Error: {error.message}"), markup=False, style="bold red")
         if error.hint:
-            console.print(f"Hint: {error.hint}", markup=False)
+            console.print(printable(f"Hint: {error.hint}"), markup=False)
 
     def interrupted(self) -> None:
         """Print that Ctrl-C ended the command."""

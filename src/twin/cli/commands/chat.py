@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from twin.cli import options
-from twin.cli.console import Output
+from twin.cli.console import Output, printable
 
 if TYPE_CHECKING:
     from twin.chat import Backend, Chat
@@ -96,7 +96,7 @@ def _converse(name: str, chat: Chat) -> None:
         sys.stdout.write(f"{name}: ")
         try:
             for piece in chat.say(text):
-                sys.stdout.write(piece)
+                sys.stdout.write(printable(piece))
                 sys.stdout.flush()
         except KeyboardInterrupt:
             sys.stderr.write(" (stopped)")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twin.cli import options
-from twin.cli.console import Output
+from twin.cli.console import Output, printable
 
 if TYPE_CHECKING:
     from twin.results import Whole
@@ -119,7 +119,7 @@ def show(done: Whole, out: Output) -> None:
     for column in ("held-out prompt", "base model", "twin"):
         table.add_column(column, ratio=1, overflow="fold")
     for sample in losses["samples"]:
-        table.add_row(*(Text(re.sub(r"\n{2,}", "\n", sample[key])) for key in ("prompt", "base", "twin")))
+        table.add_row(*(Text(printable(re.sub(r"\n{2,}", "\n", sample[key]))) for key in ("prompt", "base", "twin")))
     console.print(table)
 
 
