@@ -12,7 +12,7 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)-demo
 	$(BIN)/twin demo
 
-test: lint ollama
+test: lint extras ollama
 	$(BIN)/python -m pytest
 
 fast: $(STAMP)-dev

@@ -19,6 +19,8 @@ import pytest
 from tests.cli.conftest import NOBODY, listing
 from tests.tiny import save_model
 from twin import runs
+from twin.ollama.client import OllamaClient
+from twin.ollama.register import partial_name
 
 POSIX = sys.platform != "win32"
 posix_only = pytest.mark.skipif(not POSIX, reason="POSIX signals and limits")
@@ -648,6 +650,48 @@ def test_ctrl_c_in_training(twin, brain, tiny):
     left = {name for name in listing() if not name.startswith("adapters/mine/checkpoints/")}
     assert left == set(before)
     assert not runs.RunPaths(Path("adapters/mine")).record.exists()
+
+
+@pytest.fixture
+def trained(twin, brain, tiny) -> dict[str, bytes]:
+    """A run of a few steps, ``adapters/mine``; every file of the project."""
+    brain(messages=80)
+    assert twin("export", "--person", "Ada").returncode == 0
+    options = ["--model", str(tiny), "--name", "mine", "--epochs", "0.1", "--max-length", "128"]
+    assert twin("train", *options).returncode == 0
+    return listing()
+
+
+@posix_only
+@pytest.mark.slow
+def test_ctrl_c_while_a_gguf_is_made(twin, trained):
+    process = twin.start("gguf", "adapters/mine", "--verbose", preexec_fn=_hear_ctrl_c)
+    lines = list(itertools.takewhile(lambda line: not line.startswith("Merging the adapter"), process.stderr))
+    assert "Traceback" not in "".join(lines)
+    code, out, err = interrupt(process)  # the converter runs now, or begins to
+    assert (code, out) == (130, "")
+    assert err.endswith(INTERRUPTED)
+    assert "Traceback" not in err
+    assert partials() == []
+    assert listing() == trained
+
+
+@posix_only
+@pytest.mark.ollama
+def test_ctrl_c_while_a_model_is_registered(twin, trained, ollama):
+    assert twin("gguf", "adapters/mine").returncode == 0
+    before = listing()
+    process = twin.start("register", "mine", "--host", ollama, "--verbose", preexec_fn=_hear_ctrl_c)
+    lines = list(itertools.takewhile(lambda line: not line.startswith("Creating mine"), process.stderr))
+    assert any(line.startswith("Uploading") for line in lines), lines
+    code, out, err = interrupt(process)
+    assert (code, out) == (130, "")
+    assert err.endswith(INTERRUPTED)
+    assert "Traceback" not in err
+    with OllamaClient(ollama) as client:
+        assert not client.exists("mine")
+        assert not client.exists(partial_name("mine"))
+    assert {name for name in listing() if name not in before} == {"adapters/mine/Modelfile"}
 
 
 # ---------------------------------------------------------------- --json

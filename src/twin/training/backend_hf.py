@@ -393,7 +393,7 @@ def _trainer(
     """Return the Trainer of ``steps``, with its optimizer and schedule."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = MasterAdamW(weights, lr=plan.learning_rate, weight_decay=0.0)
-    warmup = max(1, len(steps) // 20)
+    warmup = len(steps) // 20  # none in a short run: the first warm step has a learning rate of 0
     arguments = transformers.TrainingArguments(
         output_dir=str(checkpoints),
         max_steps=len(steps),
