@@ -30,7 +30,7 @@ from twin.training import attention
 from twin.training.prefix_tree import Pack, batches, pack_within, unique_tokens
 
 # Of a pack, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into packs.
-TOKEN_BUDGET = 1024
+TOKEN_BUDGET = 896
 # Packs differ in length, and oneDNN keeps a compiled kernel for each shape: 1,024 of them, and PyTorch as many again,
 # which is a gigabyte. These hold one pack's. Read at the first product, so setting them at import is early enough.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
