@@ -13,6 +13,7 @@ from twin.cli.console import Output, printable
 if TYPE_CHECKING:
     from twin.results import Whole
 
+_FEW = 10  # conversations; the bootstrap resamples them, so fewer make an interval look surer than it is
 NAME = "run"
 HELP = """Do everything: export, train, gguf, measure, register. A step whose inputs did not change is skipped.
 
@@ -115,6 +116,8 @@ def show(done: Whole, out: Output) -> None:
         console.print(f"           change {_interval(adapter)}", markup=False)
     console.print(f"  GGUF:    {change['before']:.3f} before, {change['after']:.3f} after", markup=False)
     console.print(f"           change {_interval(change)}", markup=False)
+    if change["conversations"] < _FEW:
+        console.print("Few conversations are held out: the intervals say little.", markup=False)
     table = Table(box=box.SIMPLE_HEAD, show_lines=True)
     for column in ("held-out prompt", "base model", "twin"):
         table.add_column(column, ratio=1, overflow="fold")
