@@ -25,6 +25,7 @@ def test_nearest_names_look_alikes_else_lists_all():
     assert nearest("phi3-mini", ["phi-3-mini", "gemma-2b"]) == "Did you mean 'phi-3-mini'?"
     assert nearest("seeds", ["seed", "speed", "zebra"]) == "Did you mean 'seed' or 'speed'?"
     assert nearest("zzz", ["b", "a"]) == "Known: a, b."
+    assert nearest("sam", ["Jo", "Sam Lee"]) == "Did you mean 'Sam Lee'?"
 
 
 @pytest.mark.parametrize(

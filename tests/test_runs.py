@@ -20,6 +20,7 @@ from twin.runs import (
     exclusive,
     file_digest,
     find_adapter,
+    find_checkpoint,
     fingerprint,
     need_disk,
     newest_adapter,
@@ -276,3 +277,18 @@ def test_a_killed_writer_leaves_the_old_file_and_the_next_takes_its_half_away():
     assert len(list(Path().glob(".a.txt.*.partial"))) == 1
     write_text(Path("a.txt"), "newer")
     assert [path.name for path in Path().iterdir()] == ["a.txt"]
+
+
+def test_the_newest_whole_checkpoint_is_found_and_a_wrong_one_refused():
+    paths = run_paths("mine")
+    assert find_checkpoint(None, paths) is None
+    with pytest.raises(UsageError, match="There is no checkpoint in 'adapters/mine/checkpoints' to resume from"):
+        find_checkpoint("auto", paths)
+    for number in (9, 10, 11):
+        (paths.checkpoints / f"checkpoint-{number}").mkdir(parents=True)
+    for number in (9, 10):  # 11 was being written
+        (paths.checkpoints / f"checkpoint-{number}" / "trainer_state.json").write_text("{}")
+    assert find_checkpoint("auto", paths) == paths.checkpoints / "checkpoint-10"
+    assert find_checkpoint(str(paths.checkpoints / "checkpoint-9"), paths) == paths.checkpoints / "checkpoint-9"
+    with pytest.raises(UsageError, match="'nowhere' is no checkpoint"):
+        find_checkpoint("nowhere", paths)

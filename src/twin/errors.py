@@ -63,7 +63,8 @@ class GateError(TwinError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """Return a hint naming the known words that look most like ``word``."""
     choices = sorted(known)
-    close = get_close_matches(word, choices, n=3, cutoff=0.5)
+    close = [name for name in choices if len(word) > 2 and word.casefold() in name.casefold()][:3]
+    close = close or get_close_matches(word, choices, n=3, cutoff=0.5)
     if close:
         return "Did you mean " + " or ".join(f"'{name}'" for name in close) + "?"
     return "Known: " + ", ".join(choices) + "."

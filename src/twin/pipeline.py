@@ -171,8 +171,9 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
     started = time.perf_counter()
     plan = plan_training(settings.train, load_preset(settings.train.preset))
     paths = runs.run_paths(output.name, output.parent) if output else runs.run_paths(settings.train.name or plan.preset)
-    rows = dataset_rows.load(settings)
     family = preflight(settings, plan, paths.root, reporter)
+    rows = dataset_rows.load(settings)
+    checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)
     base = basemodel.resolve(plan.model, reporter)
     with reporter.task("Loading the training libraries"):
         from twin.evaluate.likelihood import compare
@@ -195,8 +196,7 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
         return TrainedRun(paths, facts)
     with runs.exclusive(paths.root), runs.scratch_dir(paths.root) as scratch:
         job = backend_hf.Job(
-            base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch,
-            settings.train.resume_from,
+            base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch, checkpoint,
         )  # fmt: skip
         outcome = backend_hf.train(job, reporter)
         change = asdict(compare(outcome.before, outcome.after)) if held_out else None
@@ -325,6 +325,11 @@ def pick_run(name: str, adapter: Path | None, reporter: Reporter) -> RunPaths:
         paths = runs.find_adapter(adapter)
     else:
         own = runs.run_paths(name)
+        if own.checkpoints.exists() and not own.record.exists():
+            raise UsageError(
+                f"The training of '{own.root}' did not finish.",
+                f"Finish it: twin train --name {name} --resume-from auto, or name another run with --adapter.",
+            )
         paths = runs.find_adapter(own.root) if own.record.exists() else runs.newest_adapter()
     reporter.say(f"Using the run in {paths.root}")
     return paths

@@ -29,6 +29,7 @@ from twin.errors import MachineError, StepError, UsageError, file_errors
 _RECORD_KEYS = ("base_model", "base_hub_id", "family", "system_prompt", "result", "plan")
 _PLAN_KEYS = ("license", "max_length", "num_ctx", "temperature")
 _PARTIAL = ".partial"
+_CHECKPOINT_STATE = "trainer_state.json"  # transformers writes it last
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 
 
@@ -175,6 +176,36 @@ def newest_adapter(root: Path = Path("adapters")) -> RunPaths:
     if not records:
         raise UsageError(f"There is no finished run in '{root}'.", "Train one: twin train --preset smollm2-135m")
     return find_adapter(records[-1].parent)
+
+
+def find_checkpoint(resume_from: str | None, paths: RunPaths) -> Path | None:
+    """Return the checkpoint to go on from; None to start.
+
+    Args:
+        resume_from: a checkpoint folder, ``auto`` for the run's newest, or None.
+        paths: of the run.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if resume_from is None:
+        return None
+    if resume_from != "auto":
+        if not (Path(resume_from) / _CHECKPOINT_STATE).is_file():
+            raise UsageError(
+                f"'{resume_from}' is no checkpoint.", "Name a folder checkpoint-N, or use --resume-from auto."
+            )
+        return Path(resume_from)
+    whole = [
+        folder
+        for folder in paths.checkpoints.glob("checkpoint-*")
+        if folder.name.rpartition("-")[2].isdigit() and (folder / _CHECKPOINT_STATE).is_file()
+    ]
+    if not whole:
+        raise UsageError(
+            f"There is no checkpoint in '{paths.checkpoints}' to resume from.", "Leave --resume-from out to start."
+        )
+    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
 def read_record(paths: RunPaths) -> dict[str, Any]:

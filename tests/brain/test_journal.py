@@ -57,3 +57,29 @@ def test_no_word_is_lost(text):
     words = text.removeprefix("\ufeff").split()
     assert [word for word in told if word.strip("#")] == [word for word in words if word.strip("#")]
     assert len(entries) + skipped.get("journal without text", 0) == 1
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "5.3.2024 klo 21.14 - Ana: tuletko\n5.3.2024 klo 21.15 - Ben: joo\n",
+        "2024. 3. 5. 오후 9:14, Ana: 와?\n2024. 3. 5. 오후 9:15, Ben: 응\n",
+        "2024/03/06 午後9:14 - Ana: 何食べたい?\n2024/03/06 午後9:15 - Ben: うどん\n",
+    ],
+)
+def test_a_chat_in_an_unknown_layout_is_no_journal(lines):
+    """The words of the other side would become the person's own."""
+    assert not journal.sniff(Path("chat.txt"), lines.encode("utf-8"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-03-05 woke at 7:30, ran: 5 km\nslept in\nread\nrain\n",
+        "bought: 3 lemons\n12 eggs\n",
+        "On 5/3/2024 at 21:14 she said: come\n",
+        "21:14 home. tired\n",
+    ],
+)
+def test_notes_with_dates_and_colons_are_journals(text):
+    assert journal.sniff(Path("notes.txt"), text.encode("utf-8"))

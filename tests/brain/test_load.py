@@ -62,7 +62,7 @@ def test_each_importer_keeps_the_contract(importer):
         ("a.txt", CHAT.encode(), "whatsapp"),
         ("a.txt", b"[09.01.24, 18:42:10] Ana: hi\n", "whatsapp"),
         ("a.txt", b"dear diary\n", "journal"),
-        ("a.md", CHAT.encode(), "journal"),
+        ("a.md", b"# Monday\nrain\n", "journal"),
         ("a.JSON", b'\xef\xbb\xbf {"memories": []}', "app_brain"),
     ],
 )
@@ -70,7 +70,9 @@ def test_each_layout_is_known_by_its_content(name, head, importer):
     assert pick(Path(name), head).__name__ == f"twin.brain.importers.{importer}"
 
 
-@pytest.mark.parametrize(("name", "head"), [("a.json", b"[1]"), ("a.json", b'{"x": 1}'), ("a.jpg", b"\xff\xd8")])
+@pytest.mark.parametrize(
+    ("name", "head"), [("a.json", b"[1]"), ("a.json", b'{"x": 1}'), ("a.jpg", b"\xff\xd8"), ("a.md", CHAT.encode())]
+)
 def test_an_unknown_layout(name, head):
     assert pick(Path(name), head) is None
 
@@ -85,6 +87,18 @@ def test_unknown_and_hidden_files_beside_a_chat():
     assert [chat.id for chat in brain.conversations] == ["chat.txt"]
     assert brain.journals == ()
     assert brain.skipped == {"unknown file (.jpg)": 1, "unknown file (no suffix)": 1}
+
+
+def test_an_unread_file_that_may_be_a_chat_is_named():
+    put("brain/chat.txt", CHAT)
+    put("brain/brain.json", "{bad")
+    put("brain/export.zip", "PK")
+    put("brain/fi.txt", "5.3.2024 klo 21.14 - Bo: tuletko\n")
+    assert load([Path("brain")], "Ana").skipped == {
+        "unknown file: brain.json": 1,
+        "unknown file: export.zip (unzip it, twin reads what is inside)": 1,
+        "unknown file: fi.txt": 1,
+    }
 
 
 def test_the_order_does_not_depend_on_the_file_system():

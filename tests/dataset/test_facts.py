@@ -74,16 +74,22 @@ def test_journals_are_asked_for_by_date_and_title():
         journals=(
             JournalEntry("a.md", "slept in", "New year", at),
             JournalEntry("b.md", "one two three four five six"),
+            JournalEntry("c.md", "late again", "", at),
+            JournalEntry("d.md", "rain", "2024-03-05", at),
         ),
     )
     rows = list(journal_rows(brain))
     assert asked(rows) == [
         "What did you write down on 5 March 2024, New year?",
-        "How was it? I mean one two three four",
+        'Which note of yours begins "one two three four"?',
+        "How was 5 March 2024?",
+        "What did you write down on 5 March 2024?",
     ]
     assert [(row.reply, when) for row, when in rows] == [
         ("slept in", at.timestamp()),
         ("one two three four five six", None),
+        ("late again", at.timestamp()),
+        ("rain", at.timestamp()),
     ]
 
 

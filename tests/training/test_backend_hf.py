@@ -8,7 +8,8 @@ import pytest
 import torch
 import transformers
 
-from twin.errors import GateError, UsageError
+from twin import runs
+from twin.errors import GateError
 from twin.presets import load_preset, plan_training
 from twin.progress import Silent
 from twin.settings import TrainSettings
@@ -69,7 +70,8 @@ class _Stopping:
 
 def train(base, plan, folder, resume=None, reporter=None, val=SAMPLES[:6]):
     folder.mkdir(exist_ok=True)
-    job = backend_hf.Job(base, "owner/model", plan, SAMPLES[6:], val, folder / "work", folder, resume)
+    checkpoint = runs.find_checkpoint(resume, runs.RunPaths(folder))
+    job = backend_hf.Job(base, "owner/model", plan, SAMPLES[6:], val, folder / "checkpoints", folder, checkpoint)
     return backend_hf.train(job, reporter or Silent())
 
 
@@ -138,12 +140,3 @@ def test_attention_that_the_tree_does_not_compute_is_refused(base, tmp_path, key
     config.save_pretrained(tmp_path)
     with pytest.raises(GateError, match="which prefix packing does not compute yet"):
         backend_hf.load_model(tmp_path, "cpu", torch.float32)
-
-
-@pytest.mark.parametrize(
-    ("resume", "sentence"),
-    [("auto", "There is no checkpoint in"), ("nowhere", "'nowhere' is no checkpoint.")],
-)
-def test_a_wrong_checkpoint_is_refused(base, plan, tmp_path, resume, sentence):
-    with pytest.raises(UsageError, match=sentence):
-        train(base, plan, tmp_path / "run", resume=resume)

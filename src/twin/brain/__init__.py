@@ -11,6 +11,7 @@ from twin.errors import UsageError, file_errors, nearest
 from twin.records import Brain, Conversation, JournalEntry, Memory, Personality
 
 _HEAD_BYTES = 64 * 1024
+_MAY_BE_CHATS = {".txt", ".md", ".markdown", ".json", ".jsonl", ".csv", ".html", ".mbox", ".db"}
 
 
 def _files(sources: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -52,7 +53,7 @@ def _items(sources: Sequence[Path], skipped: Counter[str]) -> Iterator[Item]:
             raise UsageError(f"'{path}' is empty.", "Export it again, or take it out of the folder.")
         importer = pick(path, head)
         if importer is None:
-            skipped[f"unknown file ({path.suffix or 'no suffix'})"] += 1
+            skipped[_unknown(path, name)] += 1
             continue
         read_any = True
         with file_errors(path, "read"):
@@ -61,6 +62,15 @@ def _items(sources: Sequence[Path], skipped: Counter[str]) -> Iterator[Item]:
         known = "; ".join(importer.LAYOUT for importer in IMPORTERS)
         where = ", ".join(f"'{source}'" for source in sources)
         raise UsageError(f"Nothing in {where} is a layout that twin reads.", f"It reads: {known}.")
+
+
+def _unknown(path: Path, name: str) -> str:
+    """Return the reason that counts an unread file: by name where it may well be a chat, else by its suffix."""
+    if path.suffix.lower() == ".zip":
+        return f"unknown file: {name} (unzip it, twin reads what is inside)"
+    if path.suffix.lower() in _MAY_BE_CHATS:
+        return f"unknown file: {name}"
+    return f"unknown file ({path.suffix or 'no suffix'})"
 
 
 def _speakers(conversations: Sequence[Conversation]) -> Counter[str]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+_FEW = 10  # the bootstrap resamples conversations, so fewer make an interval look surer than it is
 _SLOW_SECONDS = 1.0
 _PLAIN_EVERY_SECONDS = 10.0
 
@@ -25,6 +26,11 @@ _PLAIN_EVERY_SECONDS = 10.0
 def printable(text: str) -> str:
     """Return ``text`` without what would move a cursor or colour a terminal: names and replies come from anywhere."""
     return "".join(char if char in "\n\t" or category(char) not in ("Cc", "Cs") else "\ufffd" for char in text)
+
+
+def few(conversations: int) -> list[str]:
+    """Return what to say of a loss measured on so many held-out conversations: nothing, or that it says little."""
+    return [f"Only {conversations} held-out conversations: these losses say little."] if conversations < _FEW else []
 
 
 def stderr_console() -> Console:
@@ -142,7 +148,7 @@ class Output:
 
     def interrupted(self) -> None:
         """Print that Ctrl-C ended the command."""
-        kept = "Finished steps are kept; the same command goes on from there."
+        kept = "What was finished is kept. Training goes on from its last checkpoint with --resume-from auto."
         sys.stderr.write(f"\nInterrupted. {kept}\n")
         if self.json:
             self._json({"error": "Interrupted.", "hint": kept, "exit_code": EXIT_INTERRUPTED})

@@ -24,11 +24,16 @@ _QUESTIONS = (
     "Someone asked me about {a} and {b}. Is that you?",
     "How is it with you, {a} and {b}?",
 )
-_JOURNAL_QUESTIONS = (
+_JOURNAL_QUESTIONS = (  # of one with a title
     "What did you write down{when}, {title}?",
     "How was it{when}? I mean {title}",
     "Tell me about {title}{when}",
     "What was on your mind{when}, {title}?",
+)
+_UNTITLED_QUESTIONS = (
+    "What did you write down on {date}?",
+    "What was on your mind on {date}?",
+    "How was {date}?",
 )
 Row = tuple[Example, float | None]
 
@@ -88,9 +93,14 @@ def fact_rows(brain: Brain, prompt: SystemPrompt, hand: Habits) -> Iterator[Row]
 def journal_rows(brain: Brain) -> Iterator[Row]:
     """Yield a row for each journal entry, asked for by its date and title."""
     for number, entry in enumerate(brain.journals):
-        when = f" on {entry.at.day} {entry.at:%B %Y}" if entry.at else ""
-        title = entry.title or " ".join(entry.text.split()[:4])
-        question = _JOURNAL_QUESTIONS[number % len(_JOURNAL_QUESTIONS)].format(when=when, title=title)
+        date = f"{entry.at.day} {entry.at:%B %Y}" if entry.at else ""
+        if any(letter.isalpha() for letter in entry.title):
+            asked = _JOURNAL_QUESTIONS[number % len(_JOURNAL_QUESTIONS)]
+            question = asked.format(when=f" on {date}" if date else "", title=entry.title)
+        elif date:  # a title of digits is the date once more
+            question = _UNTITLED_QUESTIONS[number % len(_UNTITLED_QUESTIONS)].format(date=date)
+        else:
+            question = f'Which note of yours begins "{" ".join(entry.text.split()[:4])}"?'
         at = seconds(entry.at)
         yield Example(entry.id, entry.id, "journal", (Turn("user", question), Turn("assistant", entry.text))), at
 

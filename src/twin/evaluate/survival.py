@@ -25,9 +25,9 @@ def prompts_to_show(rows: Sequence[Example], count: int) -> list[Example]:
     conversations: dict[str, list[Example]] = {}
     for row in rows:
         conversations.setdefault(row.conversation_id, []).append(row)
-    groups = list(conversations.values())
-    chosen = [groups[number * len(groups) // count] for number in range(min(count, len(groups)))]
-    return [group[len(group) // 2] for group in chosen]
+    middles = [group[len(group) // 2] for group in conversations.values()]
+    middles = list({row.turns[-2].content: row for row in middles}.values())  # a prompt that two have is shown once
+    return [middles[number * len(middles) // count] for number in range(min(count, len(middles)))]
 
 
 def measure(

@@ -19,10 +19,9 @@ import numpy as np
 import peft
 import torch
 import transformers
-from transformers.trainer_utils import get_last_checkpoint
 
 from twin import runs
-from twin.errors import GateError, MachineError, UsageError
+from twin.errors import GateError, MachineError
 from twin.presets import TrainPlan
 from twin.progress import Reporter
 from twin.records import Sample, Scored
@@ -294,21 +293,6 @@ def held_out(model: Any, samples: Sequence[Sample], dtype: torch.dtype, tick: Ca
     return scores
 
 
-def _checkpoint(resume_from: str | None, folder: Path) -> str | None:
-    if resume_from is None:
-        return None
-    if resume_from == "auto":
-        found: str | None = get_last_checkpoint(str(folder)) if folder.is_dir() else None
-        if found is None:
-            raise UsageError(
-                f"There is no checkpoint in '{folder}' to resume from.", "Leave --resume-from out to start."
-            )
-        return found
-    if not (Path(resume_from) / "trainer_state.json").is_file():
-        raise UsageError(f"'{resume_from}' is no checkpoint.", "Name a folder checkpoint-N, or use --resume-from auto.")
-    return resume_from
-
-
 @dataclass(frozen=True, slots=True)
 class Job:
     """What to train.
@@ -321,7 +305,7 @@ class Job:
         held_out: what is measured before and after, never learned.
         checkpoints: folder for checkpoints.
         save_to: an existing folder for the adapter.
-        resume_from: a checkpoint folder, ``auto``, or None.
+        checkpoint: a folder to go on from, or None to start.
     """
 
     base: Path
@@ -331,7 +315,7 @@ class Job:
     held_out: Sequence[Sample]
     checkpoints: Path
     save_to: Path
-    resume_from: str | None = None
+    checkpoint: Path | None = None
 
 
 def train(job: Job, reporter: Reporter) -> Trained:
@@ -343,7 +327,6 @@ def train(job: Job, reporter: Reporter) -> Trained:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     plan = job.plan
-    checkpoint = _checkpoint(job.resume_from, job.checkpoints)
     job.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
     device = choose_device(plan.device)
     dtype, why = choose_dtype(device)
@@ -356,7 +339,7 @@ def train(job: Job, reporter: Reporter) -> Trained:
         log = _Log(task.advance)
         trainer = _trainer(model, steps, plan, device, dtype, job.checkpoints, log)
         started = time.perf_counter()
-        outcome = trainer.train(resume_from_checkpoint=checkpoint)
+        outcome = trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
         seconds = time.perf_counter() - started
     with reporter.task("Held-out loss after", len(job.held_out)) as task:
         after = held_out(model, job.held_out, dtype, task.advance)

@@ -13,12 +13,18 @@ from twin.records import JournalEntry
 
 LAYOUT = "Markdown and text journals"
 _DATE = re.compile(r"(?<!\d)(\d{4})-(\d{2})-(\d{2})(?!\d)")
+# A date, a time, a name, a colon: a chat in a layout that no importer knows. As a journal it would put the words of
+# the other side into the person's mouth.
+_CHAT_LINE = re.compile(r"\W{0,3}\d{1,4}\D{1,3}\d{1,2}\D{1,3}\d{1,4}\D{1,12}\d{1,2}[:.]\d{2}[^\n:]{0,60}?\D: ?\S")
 _HEADING = re.compile(r"#{1,6}\s+(.+)")
 
 
 def sniff(path: Path, head: bytes) -> bool:
     """Text files that are no chat export."""
-    return path.suffix.lower() in {".md", ".markdown", ".txt"} and not whatsapp.sniff(path, head)
+    if path.suffix.lower() not in {".md", ".markdown", ".txt"} or whatsapp.sniff(path, head):
+        return False
+    lines = [line for line in head.decode("utf-8", "ignore").splitlines() if line.strip()]
+    return 3 * sum(bool(_CHAT_LINE.match(line)) for line in lines) < len(lines)
 
 
 def read(path: Path, name: str, skipped: Counter[str]) -> Iterator[JournalEntry]:

@@ -46,6 +46,8 @@ def command(
     out = Output(json, quiet, verbose)
     if json and message is None:
         raise UsageError("--json needs --message.", f'Type: twin chat {name} --json --message "hello"')
+    if message is not None and not message.strip():
+        raise UsageError("--message is empty.", f'Type: twin chat {name} --message "hello"')
     with ExitStack() as stack:
         chat = Chat(_backend(name, gguf, host, stack))
         if message is not None:

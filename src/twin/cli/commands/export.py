@@ -23,6 +23,8 @@ Examples:
   twin export ~/chats/family.txt ~/journal --person "Ada Byron" --validation-split 0.1
 """
 
+_FEW_ROWS = 100
+
 
 def command(
     sources: options.Sources = None,
@@ -62,6 +64,8 @@ def command(
     done = pipeline.export(sources or [], settings, out.reporter(), dry_run)
     lines = [f"{done.train} rows to learn from {done.person}, {done.val} held out"]
     lines += [f"  left out: {count} ({reason})" for reason, count in sorted(done.dropped.items())]
+    if done.train < _FEW_ROWS:
+        lines.append("Few rows: expect little likeness. A voice takes some hundreds of replies.")
     if dry_run:
         lines.append("Nothing was written (--dry-run).")
     else:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twin.cli import options
-from twin.cli.console import Output, printable
+from twin.cli.console import Output, few, printable
 
 if TYPE_CHECKING:
     from twin.results import Whole
 
-_FEW = 10  # conversations; the bootstrap resamples them, so fewer make an interval look surer than it is
 NAME = "run"
 HELP = """Do everything: export, train, gguf, measure, register. A step whose inputs did not change is skipped.
 
@@ -116,8 +115,8 @@ def show(done: Whole, out: Output) -> None:
         console.print(f"           change {_interval(adapter)}", markup=False)
     console.print(f"  GGUF:    {change['before']:.3f} before, {change['after']:.3f} after", markup=False)
     console.print(f"           change {_interval(change)}", markup=False)
-    if change["conversations"] < _FEW:
-        console.print("Few conversations are held out: the intervals say little.", markup=False)
+    for line in few(change["conversations"]):
+        console.print(line, markup=False)
     table = Table(box=box.SIMPLE_HEAD, show_lines=True)
     for column in ("held-out prompt", "base model", "twin"):
         table.add_column(column, ratio=1, overflow="fold")

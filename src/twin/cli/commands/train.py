@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from twin.cli import options
-from twin.cli.console import Output
+from twin.cli.console import Output, few
 
 NAME = "train"
 HELP = """Train a LoRA adapter on a dataset, on this machine.
@@ -66,6 +66,7 @@ def command(
         lines.append(
             f"Held-out loss, nats a token: {result['val_loss_base']:.3f} before, {result['val_loss']:.3f} after"
         )
+        lines += few(result["val_change"]["conversations"])
     lines.append(
         f"{result['steps']} steps, {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 1e9:.1f} GB"
     )
