@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from twin.ollama.client import OllamaClient
+from twin.progress import Silent
 from twin.records import Turn
 from twin.templates import load_family, render
 from twin.training.samples import prompt_ids
@@ -72,6 +73,20 @@ def test_a_second_run_skips_every_step(demo, ollama):
     again = twin("run", "wren", "--json", cwd=folder, host=ollama)
     assert set(json.loads(again.stdout)["steps"].values()) == {None}
     assert again.stderr.count("skipped, nothing it reads has changed") == 5
+
+
+@pytest.mark.ollama
+def test_a_model_that_is_not_ours_any_more_stays(demo, ollama):
+    folder, _ = demo
+    with OllamaClient(ollama) as client:
+        own = client.show("wren")["system"]
+        client.create("wren", {"from": "wren", "system": "somebody else's"}, Silent())
+        refused = twin("run", "wren", cwd=folder, host=ollama, check=False)
+        assert refused.returncode == 2
+        assert "has a model 'wren' already" in refused.stderr
+        assert client.show("wren")["system"] == "somebody else's"
+        twin("run", "wren", "--force", "--json", cwd=folder, host=ollama)
+        assert client.show("wren")["system"] == own
 
 
 def test_chat_from_the_gguf_alone(demo, tokenizer):

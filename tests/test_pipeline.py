@@ -422,6 +422,20 @@ def test_compare_of_equals_is_zero_with_no_doubt():
         compare(scores, scores[1:])
 
 
+def test_prompts_to_show_are_cut_as_in_training_and_not_shown_twice():
+    from twin.evaluate.survival import prompts_to_show
+    from twin.records import Example, Sample
+
+    rows = [
+        Example(f"r{n}", f"c{n}", "chat", (Turn("user", asked), Turn("assistant", "x")))
+        for n, asked in enumerate(["where?", "where?", "when?", "too long"])
+    ]
+    samples = [Sample(f"r{n}", f"c{n}", "chat", (n, 7, 8, 9), 2) for n in range(3)]
+    assert [(row.id, ids) for row, ids in prompts_to_show(rows, samples, 3)] == [("r1", (1, 7)), ("r2", (2, 7))]
+    every = [Sample("r0@1", "c0", "chat", (5, 6), 1), Sample("r0@3", "c0", "chat", (5, 6, 7), 2)]
+    assert prompts_to_show(rows[:1], every, 3) == [(rows[0], (5, 6))]
+
+
 # ---------------------------------------------------------------- chat
 
 
@@ -438,6 +452,13 @@ def test_chat_from_the_gguf_sends_the_trained_prompt(project, here):
     assert chat.counts.prompt_tokens == len(prompt_ids(tokenizer, load_family("chatml"), turns))
     assert reply.strip()
     assert chat.turns == [Turn("user", "tea?"), Turn("assistant", reply.strip())]
+
+
+def test_a_message_longer_than_the_context_is_refused(project, here):
+    with pipeline.gguf_backend(Path("adapters/tiny/model-q8_0.gguf")) as backend:
+        with pytest.raises(UsageError, match=r"The prompt is \d+ tokens long and the model holds 4096"):
+            list(Chat(backend).say("half a word " * 4000))
+        assert "".join(itertools.islice(Chat(backend).say("tea?"), 4)).strip()
 
 
 # ---------------------------------------------------------------- dry runs
@@ -471,6 +492,36 @@ def test_a_second_run_skips_every_step(project, here):
     before = listing(here)
     assert pipeline.run("tiny", [], project.settings, Silent()).seconds == dict.fromkeys(STEPS)
     assert listing(here) == before
+
+
+def test_a_conversation_longer_than_the_context_is_measured(project, tmp_path):
+    folder = tmp_path / "long"
+    (folder / "brain").mkdir(parents=True)
+    lines = [
+        f"{day:02}/01/2024, 1{n // 60}:{n % 60:02} - {'Ada' if n % 2 else 'Bo'}: {'words and ' * 6}{day} {n}\n"
+        for day in (1, 2, 3, 4)
+        for n in range(24)
+    ]
+    (folder / "brain" / "WhatsApp Chat with Bo.txt").write_text("".join(lines), "utf-8")
+    with inside(folder, project.cache):
+        settings = with_settings(project.settings, "train", max_length=128, epochs=0.1)
+        done = pipeline.run("tiny", [], settings, Silent())
+        assert len(done.survival["samples"]) == 1
+        assert runs.read_json(done.paths.record)["dataset"]["shortened"] > 0
+
+
+def test_another_base_model_in_the_same_folder_is_seen(project, tmp_path, smollm2):
+    base = save_model(tmp_path / "base", smollm2)
+    folder = tmp_path / "again"
+    shutil.copytree(project.folder / "brain", folder / "brain")
+    with inside(folder, project.cache):
+        settings = with_settings(project.settings, "train", model=str(base), epochs=0.1)
+        pipeline.run("tiny", [], settings, Silent())
+        assert set(pipeline.run("tiny", [], settings, Silent()).seconds.values()) == {None}
+        os.utime(base / "model.safetensors", (1, 1))
+        again = pipeline.run("tiny", [], settings, Silent()).seconds
+    assert again["export"] is None
+    assert None not in (again["train"], again["gguf"])
 
 
 def test_a_cut_gguf_is_made_again_alike(project, here):

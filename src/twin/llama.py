@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from twin.errors import StepError
+from twin.errors import StepError, UsageError
 
 Floats = npt.NDArray[np.float32]
 
@@ -98,7 +98,18 @@ class Gguf:
         return np.stack(rows)
 
     def reply(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int = 0) -> Iterator[str]:
-        """Yield pieces of a reply to the prompt, until an end of generation or ``max_tokens``."""
+        """Yield pieces of a reply to the prompt, until an end of generation, ``max_tokens`` or the context's end.
+
+        Raises:
+            UsageError: the prompt alone fills the context.
+        """
+        room = self.model.n_ctx() - len(prompt_ids)
+        if room < 1:
+            raise UsageError(
+                f"The prompt is {len(prompt_ids)} tokens long and the model holds {self.model.n_ctx()}.",
+                "Say it in fewer words, or send it in parts.",
+            )
+        max_tokens = min(max_tokens, room)
         self._cached = []
         pending = b""
         generated = self.model.generate(list(prompt_ids), temp=temperature, top_k=40, top_p=0.95, min_p=0.05)

@@ -30,6 +30,7 @@ from twin.templates import Family, load_family, render
 if TYPE_CHECKING:
     from twin.basemodel import BaseModel
     from twin.chat import Backend
+    from twin.ollama.client import OllamaClient
 
 DEFAULT_SOURCE = Path("brain")
 # Asked of every GGUF, besides rows of the person's own: scripts, digits, emoji joined by ZWJ, marks of three grammars.
@@ -173,6 +174,8 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
     paths = runs.run_paths(output.name, output.parent) if output else runs.run_paths(settings.train.name or plan.preset)
     family = preflight(settings, plan, paths.root, reporter)
     rows = dataset_rows.load(settings)
+    if rows.left_out:
+        reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
     checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)
     base = basemodel.resolve(plan.model, reporter)
     with reporter.task("Loading the training libraries"):
@@ -194,7 +197,13 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
     if dry_run:
         facts["result"] = record.foreseen(plan, built.samples, time.perf_counter() - started)
         return TrainedRun(paths, facts)
+    job_facts = {
+        **plan.model_dump(),
+        "learned_file": facts["dataset"]["train"],
+        "held_out_file": facts["dataset"]["val"],
+    }
     with runs.exclusive(paths.root), runs.scratch_dir(paths.root) as scratch:
+        runs.bind_checkpoints(paths, checkpoint, job_facts | basemodel.state(plan.model))
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch, checkpoint,
         )  # fmt: skip
@@ -246,7 +255,8 @@ def gguf(
         made = make(base.folder, paths.root, family, targets, probes, settings.gguf.llama_cpp, reporter)
         if output is None:
             for file in made:
-                about = file | {"adapter": runs.adapter_digests(paths)}
+                digest = runs.file_digest(Path(file["gguf"]))
+                about = file | {"sha256": digest, "adapter": runs.adapter_digests(paths)}
                 runs.write_json(paths.gguf_record(file["quantization"]), about)
     release_memory()
     return Made(paths, tuple(made), time.perf_counter() - started)
@@ -294,9 +304,9 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
             "There are no held-out conversations to measure on.", "Raise --validation-split and export again."
         )
     reference = base_gguf(base, family, quantization, settings, reporter)
-    asked = prompts_to_show(rows, answers)
+    asked = prompts_to_show(rows, samples, answers)
     adapter = record["result"]["val_change"]
-    result = measure(reference, paths.gguf(quantization), samples, asked, family, plan, adapter, reporter)
+    result = measure(reference, paths.gguf(quantization), samples, asked, plan, adapter, reporter)
     runs.write_json(paths.likelihood, result.as_json())
     return result
 
@@ -324,13 +334,13 @@ def pick_run(name: str, adapter: Path | None, reporter: Reporter) -> RunPaths:
     if adapter is not None:
         paths = runs.find_adapter(adapter)
     else:
-        own = runs.run_paths(name)
-        if own.checkpoints.exists() and not own.record.exists():
+        own = runs.run_paths(name) if runs.NAME.fullmatch(name) else None  # Ollama's names may be no folder's
+        if own and own.checkpoints.exists() and not own.record.exists():
             raise UsageError(
                 f"The training of '{own.root}' did not finish.",
                 f"Finish it: twin train --name {name} --resume-from auto, or name another run with --adapter.",
             )
-        paths = runs.find_adapter(own.root) if own.record.exists() else runs.newest_adapter()
+        paths = runs.find_adapter(own.root) if own and own.record.exists() else runs.newest_adapter()
     reporter.say(f"Using the run in {paths.root}")
     return paths
 
@@ -369,6 +379,8 @@ def register(
     file = gguf_file or paths.gguf(quantization)
     if gguf_file is not None and not file.exists():
         raise UsageError(f"There is no GGUF '{file}'.", f"Make one: twin gguf {paths.root}")
+    if gguf_file is not None:
+        reporter.say(f"{gguf_file} is taken as it is: nothing shows that it was made of this adapter")
     if gguf_file is None and not dry_run and not runs.gguf_is_current(paths, quantization):
         if file.exists():
             reporter.say(f"{file} was not made of this adapter: it is made again")
@@ -458,8 +470,9 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
         sources: files and folders; empty: ``./brain``.
         settings: of all steps.
         reporter: told of progress.
-        force: replace a model of that name which this run did not register.
+        force: replace a model of that name that is not, as it stands, the one this run registered.
     """
+    from twin import basemodel
     from twin.dataset import rows as dataset_rows
     from twin.ollama.client import OllamaClient
 
@@ -496,25 +509,39 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
         evaluate(paths, quantization, settings, reporter)
         return [paths.likelihood]
 
-    def do_register() -> list[Path]:
-        register(name, settings, reporter, adapter=paths.root, force=force or "register" in steps.done)
-        return [paths.modelfile]
-
-    with runs.exclusive(paths.root, "run"):
+    with runs.exclusive(paths.root, "run"), runs.exclusive(data.root, "run"):
         steps = Steps(paths, reporter)
         steps.do("export", settings.export.model_dump(mode="json"), found, do_export)
         learned, held_out = dataset_rows.paths_of(settings)
-        steps.do("train", plan.model_dump(), [learned, *([held_out] if held_out else [])], do_train)
-        steps.do("gguf", settings.gguf.model_dump(mode="json"), adapter, do_gguf)
+        base = basemodel.state(plan.model)
+        steps.do("train", plan.model_dump() | base, [learned, *([held_out] if held_out else [])], do_train)
+        steps.do("gguf", settings.gguf.model_dump(mode="json") | base, adapter, do_gguf)
         measured = held_out is not None and runs.read_record(paths)["result"]["val_change"] is not None
         if measured and held_out:
-            steps.do("evaluate", {}, [paths.gguf(quantization), held_out], do_evaluate)
+            steps.do("evaluate", {}, [paths.gguf(quantization), held_out, paths.record], do_evaluate)
         else:
             reporter.say("No conversation is held out, so the twin is not measured.")
         if not note:
-            if "register" in steps.done and not client.exists(name):  # somebody removed it since
-                steps.done.pop("register")
-            served = settings.ollama.model_dump(mode="json") | {"host": client.url}
-            steps.do("register", served, [paths.gguf(quantization)], do_register)
+            _register_once(steps, paths, client, settings, reporter, force)
     survival = runs.read_json(paths.likelihood) if measured else {}
     return Whole(name, paths, steps.seconds, survival, not note, note)
+
+
+def _register_once(
+    steps: Steps, paths: RunPaths, client: OllamaClient, settings: Settings, reporter: Reporter, force: bool
+) -> None:
+    """Register the run unless the server has it as it was; another model of its name needs ``force``."""
+    name = paths.name
+    before = runs.read_json(paths.registered) if paths.registered.exists() else None
+    ours = before == {"host": client.url, "digest": client.digest(name)}
+    if not ours:  # never registered there, removed, or by now somebody else's model of that name
+        steps.done.pop("register", None)
+
+    def do_register() -> list[Path]:
+        register(name, settings, reporter, adapter=paths.root, force=force or ours)
+        runs.write_json(paths.registered, {"host": client.url, "digest": client.digest(name)})
+        return [paths.modelfile, paths.registered]
+
+    wanted = settings.ollama.model_dump(mode="json") | {"host": client.url}
+    file = paths.gguf(settings.gguf.quantization[0].lower())
+    steps.do("register", wanted, [file, paths.record], do_register)

@@ -68,8 +68,8 @@ class Survival:
         samples: held-out prompts with the answers of base, twin and person.
     """
 
-    adapter: dict[str, float] | None
-    gguf: dict[str, float | int]
+    adapter: dict[str, float | None] | None
+    gguf: dict[str, float | int | None]
     samples: tuple[dict[str, str], ...]
 
     def as_json(self) -> dict[str, Any]:

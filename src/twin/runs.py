@@ -29,6 +29,7 @@ from twin.errors import MachineError, StepError, UsageError, file_errors
 _RECORD_KEYS = ("base_model", "base_hub_id", "family", "system_prompt", "result", "plan")
 _PLAN_KEYS = ("license", "max_length", "num_ctx", "temperature")
 _PARTIAL = ".partial"
+_CHECKPOINT_JOB = "job.json"
 _CHECKPOINT_STATE = "trainer_state.json"  # transformers writes it last
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 
@@ -126,6 +127,11 @@ class RunPaths:
         return self.root / "Modelfile"
 
     @property
+    def registered(self) -> Path:
+        """Which model of which server ``twin run`` registered."""
+        return self.root / "registered.json"
+
+    @property
     def steps(self) -> Path:
         """Fingerprints of what each step of ``twin run`` read and wrote."""
         return self.root / "steps.json"
@@ -208,6 +214,32 @@ def find_checkpoint(resume_from: str | None, paths: RunPaths) -> Path | None:
     return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))
 
 
+def bind_checkpoints(paths: RunPaths, checkpoint: Path | None, job: Mapping[str, Any]) -> None:
+    """Say in the run's checkpoint folder what they are of; older ones go, unless one of them is gone on from.
+
+    Args:
+        paths: of the run.
+        checkpoint: what to go on from, or None.
+        job: what the weights hang on: settings, base model, digests of the rows.
+
+    Raises:
+        UsageError: the checkpoint is of something else, which is named.
+    """
+    if checkpoint is None:
+        with file_errors(paths.checkpoints, "write"):
+            shutil.rmtree(paths.checkpoints, ignore_errors=True)
+        write_json(paths.checkpoints / _CHECKPOINT_JOB, job)
+        return
+    beside = checkpoint.parent / _CHECKPOINT_JOB
+    made = read_json(beside) if beside.exists() else {}
+    for key in job:
+        if made.get(key) != job[key]:
+            raise UsageError(
+                f"The checkpoint '{checkpoint}' was made with another {key.replace('_', ' ')}.",
+                "Use the settings and rows that it was made with, or leave --resume-from out to start again.",
+            )
+
+
 def read_record(paths: RunPaths) -> dict[str, Any]:
     """Return what a finished run says of itself.
 
@@ -236,15 +268,16 @@ def gguf_is_current(paths: RunPaths, quantization: str) -> bool:
     if not (file.is_file() and beside.is_file()):
         return False
     made = read_json(beside)
-    return made.get("adapter") == adapter_digests(paths) and made.get("bytes") == file.stat().st_size
+    return made.get("adapter") == adapter_digests(paths) and made.get("sha256") == file_digest(file)
 
 
 def _partial_prefix(path: Path) -> str:
     """Return how names of what is unfinished beside ``path`` begin; what a killed process left there is taken away."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    whole_name = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.[^.]+" + re.escape(_PARTIAL))
     for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
-        owner = left.name.removeprefix(f".{path.name}.").partition(".")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        owner = whole_name.fullmatch(left.name)  # '.a.*' also finds what belongs to 'a.2024'
+        if owner and not psutil.pid_exists(int(owner[1])):
             shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
     return f".{path.name}.{os.getpid()}."
 

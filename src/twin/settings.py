@@ -44,9 +44,11 @@ class ExportSettings(Section):
     deduplicate: bool = Field(True, description="drop rows whose prompt and reply are near-duplicates")
     validation_split: float = Field(0.1, ge=0, le=0.5, description="share of conversations held out, 0 to 0.5")
     split_by: Literal["seed", "time"] = Field("seed", description="hold out random conversations, or the last ones")
-    seed: int = Field(0, ge=0, description="seed of the split and of the rows' order")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the split and of the rows' order")
     prompt_tokens: int = Field(300, ge=50, le=300, description="most tokens of the system prompt, by estimate")
-    session_gap_hours: float = Field(6.0, gt=0, description="a silence this long, in hours, begins a new conversation")
+    session_gap_hours: float = Field(
+        6.0, gt=0, le=87600, description="a silence this long, in hours, begins a new conversation"
+    )
     context_turns: int = Field(24, ge=1, le=200, description="most earlier turns kept before a reply")
 
 
@@ -66,7 +68,7 @@ class TrainSettings(Section):
     resume_from: str | None = Field(None, description="a checkpoint folder, or 'auto' for the newest")
     backend: Literal["auto", "hf"] = Field("auto", description="training backend")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
-    seed: int = Field(0, ge=0, description="seed of the adapter's start and of the rows' order")
+    seed: int = Field(0, ge=0, lt=2**31, description="seed of the adapter's start and of the rows' order")
 
 
 class GgufSettings(Section):

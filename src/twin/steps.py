@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from twin import __version__, runs
+from twin.errors import StepError
 from twin.progress import Reporter
 from twin.runs import RunPaths
 
@@ -37,7 +38,8 @@ class Steps:
             reads: files and folders it reads.
             work: does the step and returns the files it wrote.
         """
-        inputs = runs.fingerprint({"twin": __version__, **settings}, reads)
+        facts = {"twin": __version__, **settings}
+        inputs = runs.fingerprint(facts, reads)
         before = self.done.get(name)
         if before and before["inputs"] == inputs and _intact(before["outputs"]):
             self.reporter.say(f"{name}: skipped, nothing it reads has changed")
@@ -46,6 +48,11 @@ class Steps:
         started = time.perf_counter()
         written = work()
         self.seconds[name] = round(time.perf_counter() - started, 1)
+        if runs.fingerprint(facts, reads) != inputs:  # what was read may be neither the old files nor the new ones
+            raise StepError(
+                f"What the step '{name}' reads was changed while it ran.",
+                "Let one thing at a time write there; run again.",
+            )
         self.done[name] = {"inputs": inputs, "outputs": {str(path): runs.file_digest(path) for path in written}}
         runs.write_json(self.path, self.done)
 

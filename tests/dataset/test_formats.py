@@ -157,6 +157,12 @@ def test_other_tools_rows_learn_every_reply():
     ]
 
 
+def test_neighbours_of_one_role_are_joined_as_ollama_joins_them():
+    talk = [("system", "s"), ("system", "t"), ("user", "a"), ("user", "b"), ("assistant", "c"), ("assistant", "d")]
+    row = read({"messages": [{"role": role, "content": text} for role, text in talk]})[0]
+    assert row.turns == (Turn("system", "s\n\nt"), Turn("user", "a\n\nb"), Turn("assistant", "c\n\nd"))
+
+
 def test_what_follows_the_last_reply_is_left_out():
     talk = [("user", "a"), ("assistant", "b"), ("user", "c")]
     rows = read({"messages": [{"role": role, "content": text} for role, text in talk]})

@@ -1,5 +1,7 @@
 """The interval says no where there is nothing, and the log-likelihood of a GGUF is that of transformers."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -50,6 +52,18 @@ def test_other_replies_can_not_be_compared():
         compare(before, before[1:])
     with pytest.raises(ValueError, match="not scored on the same replies"):
         compare([], [])
+
+
+def test_one_conversation_has_no_interval():
+    before = [Scored("a", "c", 80.0, 20), Scored("b", "c", 60.0, 20)]
+    change = compare(before, [replace(one, nll=one.nll - 10) for one in before])
+    assert (change.change, change.low, change.high) == (-0.5, None, None)
+
+
+def test_many_conversations_are_drawn_in_parts():
+    before = [Scored(str(c), str(c), 80.0 + c % 7, 20) for c in range(3000)]
+    change = compare(before, [replace(one, nll=one.nll - 10) for one in before], resamples=2000)
+    assert change.low == pytest.approx(-0.5) == change.high
 
 
 @given(st.integers(0, 5))

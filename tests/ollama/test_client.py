@@ -512,9 +512,16 @@ def test_a_real_server_that_came_by_the_blob_meanwhile(
         # As if another process had brought it between our HEAD and our POST. Whether the server's early answer or a
         # reset reaches us is the system's timing; the socket tests above force the reset.
         answers = iter([False])
-        ask = client.has_blob
+        asked: list[str] = []
+        ask, send = client.has_blob, client._request
         monkeypatch.setattr(client, "has_blob", lambda name: next(answers, None) is None and ask(name))
+        monkeypatch.setattr(
+            client, "_request", lambda method, *rest, **more: asked.append(method) or send(method, *rest, **more)
+        )
         client.upload_blob(big, digest, Silent())
+        assert asked[0] == "POST"
+        assert next(answers, None) is None
+        assert ask(digest)
 
 
 @pytest.mark.ollama

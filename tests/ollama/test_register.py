@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import orjson
 import pytest
 from pytest_httpserver import HTTPServer
 
 from tests.ollama.conftest import Recorder
 from twin.errors import GateError, StepError, TwinError, UsageError
 from twin.ollama.client import OllamaClient
-from twin.ollama.register import PARTIAL, Registration, first_difference, live_shapes, partial_name, register
+from twin.ollama.modelfile import model_name
+from twin.ollama.register import (
+    PARTIAL,
+    Registration,
+    _sweep,
+    first_difference,
+    live_shapes,
+    partial_name,
+    register,
+)
 from twin.progress import Reporter, Silent
 from twin.records import Turn
 from twin.templates import Family, load_family, render
@@ -42,18 +55,40 @@ def test_the_first_difference_is_shown_from_both_sides(ours: str, theirs: str, s
 
 
 def test_the_temporary_name_is_one_that_ollama_takes() -> None:
-    assert partial_name("me") == f"me{PARTIAL}"
-    assert partial_name("ns/me:v1") == f"ns/me:v1{PARTIAL}"
-    assert partial_name("box:5000/ns/me") == f"box:5000/ns/me{PARTIAL}"
-    assert len(partial_name("m" * 80)) == 80
-    assert len(partial_name("me:" + "t" * 80)) == 83
+    mark = "01234567"
+    assert partial_name("me", mark) == f"me{PARTIAL}-{mark}"
+    assert partial_name("ns/me:v1", mark) == f"ns/me:v1{PARTIAL}-{mark}"
+    assert partial_name("box:5000/ns/me", mark) == f"box:5000/ns/me{PARTIAL}-{mark}"
+    assert len(partial_name("m" * 80, mark)) == 80
+    assert len(partial_name("me:" + "t" * 80, mark)) == 83
+    assert model_name(partial_name("m" * 80, mark))
+
+
+def test_leftovers_of_an_hour_ago_are_taken_away_and_nothing_else(httpserver: HTTPServer) -> None:
+    old, new = "2024-01-01T00:00:00.123456789+02:00", datetime.now(UTC).isoformat()
+    names = {
+        f"me{PARTIAL}-01234567:latest": old, f"me{PARTIAL}-89abcdef:latest": new, f"me{PARTIAL}:latest": old,
+        f"you{PARTIAL}-01234567:latest": old, "me:latest": old, f"me{PARTIAL}-01234567:v1": old,
+    }  # fmt: skip
+    listed = [{"name": name, "digest": "d", "modified_at": at} for name, at in names.items()]
+    httpserver.expect_request("/api/tags").respond_with_json({"models": [*listed, {"name": 5}, None]})
+    httpserver.expect_request("/api/delete").respond_with_data(b"")
+    with OllamaClient(httpserver.url_for("")) as client:
+        _sweep(client, "me")
+        assert client.digest("me") == "d"
+        assert client.digest("nobody") is None
+    deleted = [orjson.loads(request.data)["model"] for request, _ in httpserver.log if request.path == "/api/delete"]
+    assert deleted == [f"me{PARTIAL}-01234567:latest"]
 
 
 def test_the_shapes_put_the_models_own_system_first_unless_one_leads() -> None:
     for shape in live_shapes("S"):
         leads = shape.asked[0].role == "system"
-        assert shape.meant == (shape.asked if leads else (Turn("system", "S"), *shape.asked))
-    assert all(shape.meant == shape.asked for shape in live_shapes(""))
+        rest = shape.meant if leads else shape.meant[1:]
+        assert leads or shape.meant[0] == Turn("system", "S")
+        assert "\n\n".join(turn.content for turn in rest) == "\n\n".join(turn.content for turn in shape.asked)
+        assert all(one.role != other.role for one, other in pairwise(shape.meant))
+    assert {shape.meant[0].role for shape in live_shapes("")} == {"user", "system"}
 
 
 # --- a server that can't be right -----------------------------------------------------------------------------------
@@ -67,11 +102,12 @@ def test_a_server_that_fails_half_way_leaves_no_temporary_model(httpserver: HTTP
     httpserver.expect_request("/api/blobs/" + DIGEST, method="HEAD").respond_with_data(b"")
     httpserver.expect_request("/api/create").respond_with_data(b'{"status":"parsing"}\n{"error":"no llama-quantize"}\n')
     httpserver.expect_request("/api/chat").respond_with_json({"error": "not found"}, status=404)
-    httpserver.expect_request("/api/delete", json={"model": "me" + PARTIAL}).respond_with_data(b"")
+    httpserver.expect_request("/api/delete").respond_with_data(b"")
     with OllamaClient(httpserver.url_for("")) as client, pytest.raises(StepError, match="no llama-quantize"):
         run(client, gguf, lambda turns: 1)
     paths = [request.path for request, _ in httpserver.log]
     assert paths[-1] == "/api/delete"
+    assert re.fullmatch(f"me{PARTIAL}-[0-9a-f]{{8}}", orjson.loads(httpserver.log[-1][0].data)["model"])
     assert "/api/copy" not in paths
 
 
@@ -130,7 +166,7 @@ def client(ollama: str, registered: object) -> Iterator[Meddling]:
         yield made
         after = made.show("me")
         assert after == before
-        assert not made.exists(partial_name("me"))
+        assert not any(PARTIAL in name for name in made.models())
 
 
 @pytest.mark.ollama
@@ -143,7 +179,7 @@ def test_a_model_that_passes(ollama: str, registered: tuple[Registration, Record
     with OllamaClient(ollama) as client:
         shown = client.show("me")
         assert (shown["template"], shown["system"], shown["license"]) == (FAMILY.go, SYSTEM, "Apache 2.0\n")
-        assert not client.exists(partial_name("me"))
+        assert not any(PARTIAL in name for name in client.models())
         pieces = list(client.chat("me", [Turn("user", "Say ok.")], {"num_predict": 4, "temperature": 0}))
     assert "".join(piece["text"] for piece in pieces)
     assert pieces[-1]["done"] and pieces[-1]["eval_count"] in range(1, 5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -36,6 +37,8 @@ def _files(sources: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 def _unused(name: str, folder: str, used: set[str]) -> str:
     """Return ``name``, or one that no other file has: row ids must lead to one place."""
+    # A name that is no Unicode (out of an old zip, say) can't go into JSON as it is.
+    name, folder = (os.fsencode(part).decode("utf-8", "replace") for part in (name, folder))
     choice, number = name, 1
     while choice in used:
         choice = f"{folder}/{name}" if number == 1 and folder else f"{name}~{number}"

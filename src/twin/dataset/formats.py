@@ -7,7 +7,7 @@ and ``spans`` beside it says where each turn's words are, so that a name inside 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +106,17 @@ def _turns(row: Any) -> list[Turn]:
     raise KeyError("messages, conversations, instruction, context or text")
 
 
+def _joined(turns: Sequence[Turn]) -> list[Turn]:
+    """Return the turns with neighbours of one role joined by a blank line, as Ollama joins them in a request."""
+    done: list[Turn] = []
+    for turn in turns:
+        if done and done[-1].role == turn.role:
+            done[-1] = Turn(turn.role, f"{done[-1].content}\n\n{turn.content}")
+        else:
+            done.append(turn)
+    return done
+
+
 def _spoken(text: str) -> list[Turn]:
     """Return the turns of lines ``Name: words``; who speaks last is whose replies are learned."""
     lines = [(match[1], match[2]) if (match := _SPEAKER.match(line)) else ("", line) for line in text.split("\n")]
@@ -147,6 +158,7 @@ def read_rows(path: Path) -> Iterator[Example]:
                     f"Line {number} of '{path}' is no chat row ({error}).",
                     "Use chatml, alpaca, sharegpt or raw rows: twin export --format chatml",
                 ) from None
+            turns = _joined(turns)
             while turns and turns[-1].role != "assistant":
                 turns.pop()
             if not any(turn.role == "user" for turn in turns):

@@ -13,7 +13,7 @@ from twin import runs
 from twin.dataset import Dataset
 from twin.dataset.formats import read_rows, to_line
 from twin.errors import UsageError
-from twin.records import Example
+from twin.records import Example, Turn
 from twin.runs import DatasetPaths
 from twin.settings import Settings
 
@@ -53,6 +53,7 @@ class Rows:
         val_path: the file of the second, where there is one.
         system: the system prompt the rows were made with, which is served later; empty for none.
         owned: an export of twin's own, whose prompt must keep its bound.
+        left_out: how many rows of the first file are held out.
     """
 
     train: list[Example]
@@ -61,6 +62,7 @@ class Rows:
     val_path: Path | None
     system: str
     owned: bool
+    left_out: int
 
 
 def paths_of(settings: Settings) -> tuple[Path, Path | None]:
@@ -84,8 +86,10 @@ def load(settings: Settings) -> Rows:
     """
     train_path, val_path = paths_of(settings)
     val = list(read_rows(val_path)) if val_path else []
-    held_out = {row.id for row in val}
-    train_rows = [row for row in read_rows(train_path) if row.id not in held_out]
+    ids = {row.id for row in val if not row.every_reply}  # ids of other tools' rows are line numbers of their file
+    words = {_words(row) for row in val}
+    found = list(read_rows(train_path))
+    train_rows = [row for row in found if _words(row) not in words and (row.every_reply or row.id not in ids)]
     if not train_rows:
         raise UsageError(f"'{train_path}' has no rows to learn from.", "Make it again: twin export")
     # What most rows were made with is what is served: a tenth of an export's rows carry another prompt, or none.
@@ -93,4 +97,9 @@ def load(settings: Settings) -> Rows:
     system = prompts.most_common(1)[0][0]
     report = DatasetPaths(train_path.parent).report
     owned = report.exists() and runs.read_json(report).get("system_prompt") == system
-    return Rows(train_rows, val, train_path, val_path, system, owned)
+    return Rows(train_rows, val, train_path, val_path, system, owned, len(found) - len(train_rows))
+
+
+def _words(row: Example) -> tuple[Turn, ...]:
+    """Return what is said in a row, under whatever system prompt."""
+    return row.turns[1:] if row.turns[0].role == "system" else row.turns

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from twin.records import Sample, Scored
 
 if TYPE_CHECKING:
     from twin.llama import Gguf
+
+
+Floats = npt.NDArray[np.float64]
+_DRAWN_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +31,8 @@ class Change:
         before: token-mean loss of the first model.
         after: token-mean loss of the second.
         change: after - before.
-        low: lower end of the 95 % interval of the change.
-        high: upper end.
+        low: lower end of the 95 % interval of the change; None with one conversation, which can't be resampled.
+        high: upper end; None as well.
         conversations: how many were resampled.
         replies: how many replies were scored.
     """
@@ -35,8 +40,8 @@ class Change:
     before: float
     after: float
     change: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     conversations: int
     replies: int
 
@@ -77,16 +82,34 @@ def compare(before: Sequence[Scored], after: Sequence[Scored], resamples: int = 
     sums = np.zeros((3, len(names)))
     for one, other in zip(before, after, strict=True):
         sums[:, place[one.conversation_id]] += (one.nll, other.nll, one.tokens)
-    drawn = np.random.default_rng(seed).integers(0, len(names), size=(resamples, len(names)))
-    first, second, tokens = (row[drawn].sum(axis=1) for row in sums)
-    low, high = np.quantile((second - first) / tokens, [0.025, 0.975])
+    low, high = _interval(sums, resamples, seed) if len(names) > 1 else (None, None)
     total = sums.sum(axis=1)
     return Change(
         before=float(total[0] / total[2]),
         after=float(total[1] / total[2]),
         change=float((total[1] - total[0]) / total[2]),
-        low=float(low),
-        high=float(high),
+        low=low,
+        high=high,
         conversations=len(names),
         replies=len(before),
     )
+
+
+def _interval(sums: Floats, resamples: int, seed: int) -> tuple[float, float]:
+    """Return the 95 % percentile interval of the change.
+
+    Args:
+        sums: [3, conversations]: the losses under either model and the number of tokens.
+        resamples: how many.
+        seed: of the draw.
+    """
+    random = np.random.default_rng(seed)
+    size = sums.shape[1]
+    changes: list[Floats] = []
+    at_once = max(1, _DRAWN_AT_ONCE // size)  # all at once would be gigabytes for ten thousand conversations
+    for start in range(0, resamples, at_once):
+        drawn = random.integers(0, size, size=(min(at_once, resamples - start), size))
+        first, second, tokens = (row[drawn].sum(axis=1) for row in sums)
+        changes.append((second - first) / tokens)
+    low, high = np.quantile(np.concatenate(changes), [0.025, 0.975])
+    return float(low), float(high)

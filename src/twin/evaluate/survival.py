@@ -15,29 +15,40 @@ from twin.llama import open_gguf
 from twin.progress import Reporter
 from twin.records import Example, Sample, Scored
 from twin.results import Survival
-from twin.templates import Family, render
 
 _ANSWER_TOKENS = 60
 
 
-def prompts_to_show(rows: Sequence[Example], count: int) -> list[Example]:
-    """Return a row from the middle of each of ``count`` conversations: openings are alike in any chat."""
+def prompts_to_show(
+    rows: Sequence[Example], samples: Sequence[Sample], count: int
+) -> list[tuple[Example, tuple[int, ...]]]:
+    """Return rows and the ids of their prompts, one from the middle of each of ``count`` conversations.
+
+    Openings are alike in any chat; a prompt that two conversations have is shown once. The ids are those of training:
+    cut where the conversation is longer than the context.
+    """
+    prompts: dict[str, tuple[int, ...]] = {}
+    for sample in samples:
+        for row_id in (sample.id, sample.id.rpartition("@")[0]):  # a row of several replies: the last one's stays
+            prompts[row_id] = sample.input_ids[: sample.prompt_length]
     conversations: dict[str, list[Example]] = {}
     for row in rows:
-        conversations.setdefault(row.conversation_id, []).append(row)
+        if row.id in prompts:
+            conversations.setdefault(row.conversation_id, []).append(row)
     middles = [group[len(group) // 2] for group in conversations.values()]
-    middles = list({row.turns[-2].content: row for row in middles}.values())  # a prompt that two have is shown once
-    return [middles[number * len(middles) // count] for number in range(min(count, len(middles)))]
+    middles = list({row.turns[-2].content: row for row in middles}.values())
+    count = min(count, len(middles))
+    chosen = [middles[number * len(middles) // count] for number in range(count)]
+    return [(row, prompts[row.id]) for row in chosen]
 
 
 def measure(
     base: Path,
     twin: Path,
     samples: Sequence[Sample],
-    asked: Sequence[Example],
-    family: Family,
+    asked: Sequence[tuple[Example, Sequence[int]]],
     plan: dict[str, Any],
-    adapter: dict[str, float] | None,
+    adapter: dict[str, float | None] | None,
     reporter: Reporter,
 ) -> Survival:
     """Score ``samples`` under both files and let both answer.
@@ -46,8 +57,7 @@ def measure(
         base: the base model's GGUF.
         twin: the twin's, of the same quantization.
         samples: held-out replies.
-        asked: held-out rows whose prompts both answer.
-        family: the template pair of both.
+        asked: held-out rows and the ids of their prompts, which both answer.
         plan: the run's settings: ``max_length`` in tokens, ``temperature``.
         adapter: what training measured, carried along.
         reporter: told of progress.
@@ -60,8 +70,7 @@ def measure(
                 scores[who] = score_gguf(model, samples, task.advance)
             with reporter.task(f"Answers of the {who}", len(asked)) as task:
                 replies[who] = []
-                for row in asked:
-                    ids = model.ids(render(family, row.turns[:-1]))
+                for _, ids in asked:
                     parts = model.reply(ids, temperature=plan["temperature"], max_tokens=_ANSWER_TOKENS)
                     replies[who].append("".join(parts).strip())
                     task.advance()
@@ -70,6 +79,6 @@ def measure(
         gguf=asdict(compare(scores["base"], scores["twin"])),
         samples=tuple(
             {"prompt": row.turns[-2].content, "base": one, "twin": other, "person": row.reply}
-            for row, one, other in zip(asked, replies["base"], replies["twin"], strict=True)
+            for (row, _), one, other in zip(asked, replies["base"], replies["twin"], strict=True)
         ),
     )

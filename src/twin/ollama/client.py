@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypedDict
@@ -135,6 +136,14 @@ def _error_text(value: Any) -> str | None:
 
 def _count(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _time(value: Any) -> datetime | None:
+    try:
+        at = datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        return None
+    return at if at.tzinfo else at.replace(tzinfo=UTC)
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
@@ -410,6 +419,30 @@ class OllamaClient:
         if "not found" in refusal.message:
             return False
         raise refusal
+
+    def models(self) -> dict[str, tuple[str, datetime | None]]:
+        """Return the server's models: name with its tag → digest of its manifest, and when it was changed.
+
+        Raises:
+            TwinError: see the module.
+        """
+        doing = "list its models"
+        with self._request("GET", "/api/tags", doing) as response:
+            listed = self._whole(response, doing).get("models")
+        found: dict[str, tuple[str, datetime | None]] = {}
+        for one in listed if isinstance(listed, list) else []:
+            if isinstance(one, dict) and isinstance(one.get("name"), str) and isinstance(one.get("digest"), str):
+                found[one["name"]] = (one["digest"], _time(one.get("modified_at")))
+        return found
+
+    def digest(self, name: str) -> str | None:
+        """Return what tells one state of the model ``name`` from another; None when there is no such model.
+
+        Raises:
+            TwinError: see the module.
+        """
+        tagged = name if ":" in name.rpartition("/")[2] else f"{name}:latest"
+        return self.models().get(tagged, (None, None))[0]
 
     def copy(self, source: str, destination: str) -> None:
         """Make ``destination`` the same model as ``source``, over one of that name.

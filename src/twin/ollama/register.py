@@ -7,9 +7,12 @@ name, questioned there, and only a model that passed takes the real name: until 
 from __future__ import annotations
 
 import json
+import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -72,17 +75,26 @@ def live_shapes(system: str) -> list[Shape]:
         Shape("several turns under a system prompt", (other, user, reply, again), (other, user, reply, again)),
         Shape("unusual characters", odd, (*own, *odd), counted=True),
         Shape("a system prompt of unusual characters", (Turn("system", _ODD), user), (Turn("system", _ODD), user)),
+        Shape("two messages of one role", (user, again), (*own, Turn("user", f"{user.content}\n\n{again.content}"))),
     ]
 
 
-def partial_name(name: str) -> str:
-    """Return the temporary name beside ``name``: always the same, so that what a killed run left is overwritten."""
+def partial_name(name: str, mark: str) -> str:
+    """Return the temporary name beside ``name``, unlike any that a person gives; ``mark`` is 8 hexadecimal digits."""
     head, slash, last = name.rpartition("/")
     model, colon, tag = last.partition(":")
-    # Ollama's limit is 80 characters a part.
-    if colon:
-        return f"{head}{slash}{model}:{tag[: 80 - len(PARTIAL)]}{PARTIAL}"
-    return f"{head}{slash}{model[: 80 - len(PARTIAL)]}{PARTIAL}"
+    end = f"{PARTIAL}-{mark}"
+    room = 80 - len(f"{PARTIAL}-01234567")  # Ollama's limit is 80 characters a part
+    return f"{head}{slash}{model}:{tag[:room]}{end}" if colon else f"{head}{slash}{model[:room]}{end}"
+
+
+def _sweep(client: OllamaClient, name: str) -> None:
+    """Delete what killed registrations of ``name`` left more than an hour ago."""
+    whole = re.compile(re.escape(partial_name(name, "")) + "[0-9a-f]{8}")
+    for one, (_, changed) in client.models().items():
+        old = changed is not None and datetime.now(UTC) - changed > timedelta(hours=1)
+        if old and whole.fullmatch(one.removesuffix(":latest")):
+            client.delete(one)
 
 
 def first_difference(ours: str, theirs: str) -> str:
@@ -145,7 +157,7 @@ def register(
     payload: dict[str, Any] = {"files": {"model.gguf": digest}, "template": family.go, "parameters": every}
     payload |= {"system": system} if system else {}
     payload |= {"license": license_text} if license_text else {}
-    temporary = partial_name(name)
+    temporary = partial_name(name, secrets.token_hex(4))
     try:
         client.create(temporary, payload, reporter)
         checks = {"ollama": version}
@@ -160,8 +172,9 @@ def register(
             with suppress(TwinError):
                 clean_up(temporary)
         raise
-    with suppress(TwinError):  # the model is registered; a leftover name is overwritten by the next registration
+    with suppress(TwinError):  # the model is registered; a later registration takes leftovers away
         client.delete(temporary)
+        _sweep(client, name)
     with reporter.task(f"Warming {name}"):
         # The app gives up after 30 seconds, loading included: its first request should find the model loaded.
         _ask(client, name, live_shapes(system)[0].asked)

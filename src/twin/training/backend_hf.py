@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -39,7 +40,11 @@ _EVAL_BATCH = 16
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """What training measured; ``logs`` has one entry an optimizer step, losses in nats a supervised token."""
+    """What training measured.
+
+    ``logs`` has one entry an optimizer step, losses in nats a supervised token. ``seconds`` and ``done_steps`` are of
+    this process alone, where it went on from a checkpoint.
+    """
 
     device: str
     dtype: str
@@ -52,7 +57,8 @@ class Trained:
     unique_tokens: int
     supervised_tokens: int
     seconds: float
-    logs: tuple[dict[str, float], ...]
+    done_steps: int
+    logs: tuple[dict[str, float | None], ...]
 
 
 def choose_device(wanted: str) -> str:
@@ -196,26 +202,37 @@ class TreeTrainer(transformers.Trainer):
 
 
 class _Log(transformers.TrainerCallback):
+    """Tells of each step, and keeps when it ended."""
+
     def __init__(self, advance: Callable[..., None]) -> None:
         self.advance = advance
-        self.entries: list[dict[str, float]] = []
+        self.ended: dict[int, float] = {}
         self.started = time.perf_counter()
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.advance(state.global_step)  # of a run gone on from
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
-            self.entries.append(
-                {
-                    "step": state.global_step,
-                    "loss": float(logs["loss"]),
-                    "learning_rate": float(logs["learning_rate"]),
-                    "grad_norm": float(logs.get("grad_norm", math.nan)),
-                    "seconds": round(time.perf_counter() - self.started, 3),
-                }
-            )
+            self.ended[state.global_step] = round(time.perf_counter() - self.started, 3)
             self.advance(0, f"loss {float(logs['loss']):.2f}")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.advance(1)
+
+    def entries(self, history: Sequence[dict[str, Any]]) -> list[dict[str, float | None]]:
+        """Return a line a step of the whole run; seconds are None for steps before the run was gone on from."""
+        return [
+            {
+                "step": entry["step"],
+                "loss": float(entry["loss"]),
+                "learning_rate": float(entry["learning_rate"]),
+                "grad_norm": float(entry.get("grad_norm", math.nan)),
+                "seconds": self.ended.get(entry["step"]),
+            }
+            for entry in history
+            if "loss" in entry
+        ]
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:
@@ -339,7 +356,7 @@ def train(job: Job, reporter: Reporter) -> Trained:
         log = _Log(task.advance)
         trainer = _trainer(model, steps, plan, device, dtype, job.checkpoints, log)
         started = time.perf_counter()
-        outcome = trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+        trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
         seconds = time.perf_counter() - started
     with reporter.task("Held-out loss after", len(job.held_out)) as task:
         after = held_out(model, job.held_out, dtype, task.advance)
@@ -348,19 +365,21 @@ def train(job: Job, reporter: Reporter) -> Trained:
     config = runs.read_json(job.save_to / "adapter_config.json")
     runs.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
     packs = [pack for step in steps for pack in step]
+    logs = log.entries(trainer.state.log_history)
     return Trained(
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         why=why,
         steps=len(steps),
-        train_loss=float(outcome.training_loss),
+        train_loss=statistics.fmean(entry["loss"] or 0.0 for entry in logs),
         before=tuple(before),
         after=tuple(after),
         tokens=round(sum(len(sample.input_ids) for sample in job.train) * plan.epochs),
         unique_tokens=unique_tokens(packs),
         supervised_tokens=sum(int(pack.weights.sum()) for pack in packs),
         seconds=seconds,
-        logs=tuple(log.entries),
+        done_steps=len(log.ended),
+        logs=tuple(logs),
     )
 
 

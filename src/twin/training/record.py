@@ -127,7 +127,7 @@ def foreseen(plan: TrainPlan, samples: Sequence[Sample], seconds: float) -> dict
     }
 
 
-def result(outcome: Trained, change: dict[str, float] | None, seconds: float) -> dict[str, Any]:
+def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
     """Return what training measured, as ``run.json`` and ``--json`` have it.
 
     Args:
@@ -149,7 +149,7 @@ def result(outcome: Trained, change: dict[str, float] | None, seconds: float) ->
         "tokens": outcome.tokens,
         "unique_tokens": outcome.unique_tokens,
         "supervised_tokens": outcome.supervised_tokens,
-        "tokens_per_second": round(outcome.tokens / outcome.seconds, 1),
+        "tokens_per_second": round(outcome.tokens * outcome.done_steps / outcome.steps / outcome.seconds, 1),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
@@ -175,8 +175,8 @@ def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str,
     write_text(paths.chat_template, family.jinja)
     write_text(paths.metrics, "".join(orjson.dumps(entry).decode() + "\n" for entry in outcome.logs))
     measured = facts["result"]
-    steps = [int(entry["step"]) for entry in outcome.logs]
-    losses = [entry["loss"] for entry in outcome.logs]
+    steps = [int(entry["step"] or 0) for entry in outcome.logs]
+    losses = [entry["loss"] or 0.0 for entry in outcome.logs]
     write_loss_plot(paths, steps, losses, measured["val_loss_base"], measured["val_loss"])
     write_card(paths, facts)
     write_json(paths.record, {**facts, "files": adapter_digests(paths)})

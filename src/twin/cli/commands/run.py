@@ -126,4 +126,6 @@ def show(done: Whole, out: Output) -> None:
 
 
 def _interval(change: dict[str, Any]) -> str:
+    if change["low"] is None:
+        return f"{change['change']:+.3f}, no interval from one conversation"
     return f"{change['change']:+.3f}, 95 % interval {change['low']:+.3f} to {change['high']:+.3f}"

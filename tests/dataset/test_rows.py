@@ -1,0 +1,65 @@
+"""Rows that are held out are never learned, whatever their ids; the served prompt is the one of most rows."""
+
+from pathlib import Path
+
+import orjson
+import pytest
+
+from twin.dataset import rows
+from twin.errors import UsageError
+from twin.settings import load_settings
+
+
+def write(path, talks, system=""):
+    Path(path).parent.mkdir(exist_ok=True, parents=True)
+    head = [{"role": "system", "content": system}] if system else []
+    lines = [
+        {"messages": [*head, {"role": "user", "content": ask}, {"role": "assistant", "content": answer}]}
+        for ask, answer in talks
+    ]
+    Path(path).write_bytes(b"".join(orjson.dumps(line) + b"\n" for line in lines))
+    return Path(path)
+
+
+def load(dataset, validation=None):
+    return rows.load(load_settings(train={"dataset": dataset, "validation": validation}))
+
+
+TALKS = [(f"question {number}", f"answer {number}") for number in range(20)]
+
+
+def test_other_tools_rows_are_compared_by_their_words():
+    found = load(write("a/all.jsonl", TALKS, "Be Ana."), write("v/held.jsonl", TALKS[3:8]))
+    assert [row.turns[-2].content for row in found.train] == [ask for ask, _ in TALKS[:3] + TALKS[8:]]
+    assert found.left_out == 5
+
+
+def test_the_same_line_number_is_not_the_same_row():
+    found = load(write("a/rows.jsonl", TALKS[:10]), write("v/rows.jsonl", TALKS[10:]))
+    assert (len(found.train), len(found.val), found.left_out) == (10, 10, 0)
+
+
+def test_all_rows_held_out_leaves_nothing():
+    with pytest.raises(UsageError, match="has no rows to learn from"):
+        load(write("a/all.jsonl", TALKS), write("v/held.jsonl", TALKS))
+
+
+def test_the_served_prompt_is_the_one_of_most_rows():
+    file = write("a/all.jsonl", TALKS[:8], "Be Ana.")
+    more = write("b/more.jsonl", TALKS[8:12])
+    file.write_bytes(more.read_bytes() + file.read_bytes())
+    assert load(file).system == "Be Ana."
+    assert load(more).system == ""
+
+
+def test_the_full_export_trains_without_its_held_out_rows(sample_brain):
+    from twin import pipeline
+    from twin.progress import Silent
+
+    done = pipeline.export([sample_brain], load_settings(), Silent())
+    found = load(done.paths.full)
+    assert (len(found.train), len(found.val), found.left_out) == (done.train, done.val, done.val)
+    assert found.owned
+    raw = pipeline.export([sample_brain], load_settings(export={"format": "raw", "output": Path("raw")}), Silent())
+    found = load(raw.paths.full)
+    assert (len(found.train), found.system, found.owned) == (raw.train, "", True)
