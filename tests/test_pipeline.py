@@ -461,6 +461,22 @@ def test_a_message_longer_than_the_context_is_refused(project, here):
         assert "".join(itertools.islice(Chat(backend).say("tea?"), 4)).strip()
 
 
+# ---------------------------------------------------------------- register
+
+
+def test_which_run_is_served(project, here):
+    assert pipeline.pick_run("tiny", None, Silent()).name == "tiny"
+    assert pipeline.pick_run("chirag-v1", None, Silent()).name == "tiny"
+    assert pipeline.pick_run("me/wren:v2", None, Silent()).name == "tiny"  # a name of Ollama's, and no folder's
+    half = runs.run_paths("half")
+    half.checkpoints.mkdir(parents=True)
+    try:
+        with pytest.raises(UsageError, match="The training of 'adapters/half' did not finish"):
+            pipeline.pick_run("half", None, Silent())
+    finally:
+        shutil.rmtree(half.root)
+
+
 # ---------------------------------------------------------------- dry runs
 
 

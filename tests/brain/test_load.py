@@ -1,6 +1,7 @@
 """Files and folders → one Brain: what is read, whose it is, and what each bad input is told."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -228,3 +229,11 @@ def test_journals_alone_are_a_brain():
     put("brain/2024-01-01.md", "# New year\nslept in")
     brain = load([Path("brain")], "Ana")
     assert (brain.person, len(brain.journals)) == ("Ana", 1)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_a_file_name_that_is_no_unicode():
+    put("brain/chat.txt", CHAT)
+    Path("brain/chat.txt").rename(Path("brain") / os.fsdecode(b"caf\xe9.txt"))
+    brain = load([Path("brain")], "Ana")
+    assert brain.conversations[0].id == "caf\ufffd.txt"

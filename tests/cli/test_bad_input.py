@@ -254,6 +254,8 @@ def test_a_file_where_the_output_goes(twin, brain):
             "It should be less than or equal to 0.5.",
         ),
         (["export", "--seed", "-1"], "export.seed can't be -1.", "It should be greater than or equal to 0."),
+        (["train", "--seed", "4294967296"], "train.seed can't be 4294967296.", "It should be less than 2147483648."),
+        (["chat", "x", "--message", " "], "--message is empty.", 'Type: twin chat x --message "hello"'),
         (["register"], "Missing argument 'name'.", "See: python -m twin register --help"),
         (
             ["train", "--name", "../x"],
@@ -297,6 +299,11 @@ def test_a_number_that_is_none(twin):
 @pytest.mark.parametrize(
     ("text", "error", "hint"),
     [
+        (
+            "[export]\nsession_gap_hours = inf\n",
+            "export.session_gap_hours can't be inf.",
+            "It should be less than or equal to 87600.",
+        ),
         ('[export]\nformt = "raw"\n', "'twin.toml' has an unknown key 'formt' in [export].", "Did you mean 'format'?"),
         ("[exprt]\n", "'twin.toml' has an unknown table or key 'exprt'.", "Did you mean 'export'?"),
         (
@@ -306,7 +313,7 @@ def test_a_number_that_is_none(twin):
         ),
         ('[export]\nformat = "raww"\n', "'raww' is no export.format.", "Did you mean 'raw'?"),
     ],
-    ids=["key", "table", "no TOML", "value"],
+    ids=["infinite", "key", "table", "no TOML", "value"],
 )
 def test_twin_toml(twin, brain, text, error, hint):
     brain()
@@ -423,6 +430,20 @@ def test_the_three_lines_stop_with_a_reason(twin, brain):
     done = twin("register", "chirag-v1")
     assert done.returncode == 2
     assert done.stderr.startswith("Error: There is no finished run in 'adapters'.\n")
+
+
+def test_a_checkpoint_that_is_not_there(twin, brain):
+    brain()
+    assert twin("export", "--person", "Ada").returncode == 0
+    twin.refuses(
+        "train",
+        "--resume-from",
+        "nope",
+        "--dry-run",
+        exit_code=2,
+        error="'nope' is no checkpoint.",
+        hint="Name a folder checkpoint-N, or use --resume-from auto.",
+    )
 
 
 def test_a_broken_dataset(twin):
