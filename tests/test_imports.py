@@ -15,6 +15,7 @@ HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "llama_cpp", "sklea
 BOTTOM = {
     "basemodel",
     "errors",
+    "files",
     "gguf_checkpoint",
     "llama",
     "packages",
@@ -43,6 +44,7 @@ LATE = {
     "twin.llama",
     "twin.training.attention",
     "twin.training.backend_hf",
+    "twin.training.optimizer",
 }
 
 

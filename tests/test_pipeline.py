@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import CACHE
 from tests.tiny import save_model
-from twin import pipeline, runs
+from twin import files, pipeline, runs
 from twin.chat import Chat
 from twin.errors import GateError, StepError, UsageError
 from twin.presets import preset_text
@@ -113,7 +113,7 @@ def project(tmp_path_factory, smollm2) -> Project:
         whole = pipeline.run("tiny", [], settings, Silent())
         exported = pipeline.export([], with_settings(settings, "export", output=Path("again")), Silent())
         return Project(
-            folder, cache, base, settings, whole, exported, runs.read_json(whole.paths.record), listing(folder)
+            folder, cache, base, settings, whole, exported, files.read_json(whole.paths.record), listing(folder)
         )
 
 
@@ -144,7 +144,7 @@ def test_export_writes_rows_and_their_account(project):
     assert (report["rows"]["train"], report["rows"]["val"]) == (len(train), len(val))
     assert report["dropped"] == {}
     assert report["files"] == {
-        name: runs.file_digest(data / name) for name in ("finetune_dataset.jsonl", "train.jsonl", "val.jsonl")
+        name: files.file_digest(data / name) for name in ("finetune_dataset.jsonl", "train.jsonl", "val.jsonl")
     }
     assert report["sources"] == ["brain"]
     assert report["person"] == project.exported.person == "Ada"
@@ -209,7 +209,7 @@ def test_run_json_tells_all_but_secrets_and_places(project):
     assert record["plan"]["epochs"] == 2
     assert record["plan"]["lora_r"] == 4
     assert record["dataset"]["train"]["path"] == "data/train.jsonl"
-    assert record["dataset"]["train"]["sha256"] == runs.file_digest(project.folder / "data" / "train.jsonl")
+    assert record["dataset"]["train"]["sha256"] == files.file_digest(project.folder / "data" / "train.jsonl")
     assert record["base_model"] == str(project.base)
     without_base = text.replace(str(project.base), "")
     home = project.folder.parent
@@ -523,7 +523,7 @@ def test_a_conversation_longer_than_the_context_is_measured(project, tmp_path):
         settings = with_settings(project.settings, "train", max_length=128, epochs=0.1)
         done = pipeline.run("tiny", [], settings, Silent())
         assert len(done.survival["samples"]) == 1
-        assert runs.read_json(done.paths.record)["dataset"]["shortened"] > 0
+        assert files.read_json(done.paths.record)["dataset"]["shortened"] > 0
 
 
 def test_another_base_model_in_the_same_folder_is_seen(project, tmp_path, smollm2):
@@ -542,12 +542,12 @@ def test_another_base_model_in_the_same_folder_is_seen(project, tmp_path, smollm
 
 def test_a_cut_gguf_is_made_again_alike(project, here):
     file = project.run / "model-q8_0.gguf"
-    digest = runs.file_digest(file)
+    digest = files.file_digest(file)
     file.write_bytes(file.read_bytes()[:100_000])
     seconds = pipeline.run("tiny", [], project.settings, Silent()).seconds
     assert seconds.pop("gguf") is not None
     assert seconds == dict.fromkeys(("export", "train", "evaluate"))
-    assert runs.file_digest(file) == digest
+    assert files.file_digest(file) == digest
 
 
 def test_another_quantization_remakes_the_gguf_alone(project, here):
@@ -595,6 +595,6 @@ def test_with_nothing_held_out_a_run_ends_unmeasured(project, tmp_path):
         done = pipeline.run("tiny", [], settings, Silent())
         assert set(done.seconds) == {"export", "train", "gguf"}
         assert done.survival == {}
-        assert runs.read_json(done.paths.record)["result"]["val_loss"] is None
+        assert files.read_json(done.paths.record)["result"]["val_loss"] is None
         with pytest.raises(StepError, match="There are no held-out conversations to measure on"):
             pipeline.evaluate(done.paths, "q8_0", settings, Silent())

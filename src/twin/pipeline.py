@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twin import __version__, prompt, runs
+from twin import __version__, files, prompt, runs
 from twin.errors import GateError, MachineError, StepError, UsageError
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.progress import Reporter, release_memory
@@ -70,7 +70,7 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
     family = load_family(plan.family)
     need("train", "torch", "transformers", "peft", "accelerate")
     parameters = load_preset(settings.train.preset).parameters_billions * 1e9
-    runs.need_disk(where, int(parameters * 0.05 + 50e6), "Training")
+    files.need_disk(where, int(parameters * 0.05 + 50e6), "Training")
     if find_spec("llama_cpp"):
         from twin.gguf.converter import find_converter
         from twin.gguf.quantize import check_names
@@ -192,8 +192,8 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
         )
     built = build_samples(rows.train, tokenizer, family, plan.max_length)
     held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)
-    files = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
-    facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), files, built)
+    read = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
+    facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
     if dry_run:
         facts["result"] = record.foreseen(plan, built.samples, time.perf_counter() - started)
         return TrainedRun(paths, facts)
@@ -202,7 +202,7 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
         "learned_file": facts["dataset"]["train"],
         "held_out_file": facts["dataset"]["val"],
     }
-    with runs.exclusive(paths.root), runs.scratch_dir(paths.root) as scratch:
+    with files.exclusive(paths.root), files.scratch_dir(paths.root) as scratch:
         runs.bind_checkpoints(paths, checkpoint, job_facts | basemodel.state(plan.model))
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch, checkpoint,
@@ -244,20 +244,20 @@ def gguf(
     targets = {name: output or paths.gguf(name) for name in names}
     base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
     weights = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
-    runs.need_disk(paths.root, int(weights * 2.8), "The GGUF step")
+    files.need_disk(paths.root, int(weights * 2.8), "The GGUF step")
     if dry_run:
-        files = tuple({"gguf": str(path), "quantization": name} for name, path in targets.items())
-        return Made(paths, files, time.perf_counter() - started)
-    with runs.exclusive(paths.root):
+        planned = tuple({"gguf": str(path), "quantization": name} for name, path in targets.items())
+        return Made(paths, planned, time.perf_counter() - started)
+    with files.exclusive(paths.root):
         from twin.gguf.make import make  # seconds of imports: after what can be refused at once
 
         probes = _probes(base, family, record)
         made = make(base.folder, paths.root, family, targets, probes, settings.gguf.llama_cpp, reporter)
         if output is None:
             for file in made:
-                digest = runs.file_digest(Path(file["gguf"]))
+                digest = files.file_digest(Path(file["gguf"]))
                 about = file | {"sha256": digest, "adapter": runs.adapter_digests(paths)}
-                runs.write_json(paths.gguf_record(file["quantization"]), about)
+                files.write_json(paths.gguf_record(file["quantization"]), about)
     release_memory()
     return Made(paths, tuple(made), time.perf_counter() - started)
 
@@ -271,7 +271,7 @@ def _probes(base: BaseModel, family: Family, record: dict[str, Any]) -> list[tup
     head = [Turn("system", record["system_prompt"])] if record["system_prompt"] else []
     prompts = [[*head, Turn("user", text)] for text in _PROBES]
     val = (record.get("dataset") or {}).get("val")
-    if val and Path(val["path"]).is_file() and runs.file_digest(Path(val["path"])) == val["sha256"]:
+    if val and Path(val["path"]).is_file() and files.file_digest(Path(val["path"])) == val["sha256"]:
         prompts += [list(row.turns[:-1]) for row in read_rows(Path(val["path"]))]
     return [(render(family, turns), prompt_ids(tokenizer, family, turns)) for turns in prompts]
 
@@ -307,7 +307,7 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
     asked = prompts_to_show(rows, samples, answers)
     adapter = record["result"]["val_change"]
     result = measure(reference, paths.gguf(quantization), samples, asked, plan, adapter, reporter)
-    runs.write_json(paths.likelihood, result.as_json())
+    files.write_json(paths.likelihood, result.as_json())
     return result
 
 
@@ -317,7 +317,7 @@ def base_gguf(base: BaseModel, family: Family, quantization: str, settings: Sett
 
     states = {file.name: file.stat() for file in sorted(base.folder.glob("*.safetensors"))}
     weights = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
-    key = runs.fingerprint(
+    key = files.fingerprint(
         {"base": base.name, "weights": weights, "family": family.model_dump(), "twin": __version__}, []
     )
     target = runs.cache_dir() / "base-gguf" / f"{key[:16]}-{quantization}.gguf"
@@ -391,8 +391,8 @@ def register(
         return Registered(name, client.url, False, str(paths.root), str(file), {})
     count = _prompt_counter(record, family, reporter)
     system = record["system_prompt"]
-    with runs.exclusive(paths.root):
-        runs.write_text(paths.modelfile, modelfile(file.name, family, system, parameters, license_text))
+    with files.exclusive(paths.root):
+        files.write_text(paths.modelfile, modelfile(file.name, family, system, parameters, license_text))
         done = register_live(
             client, name, file, family=family, system=system, parameters=parameters, license_text=license_text,
             prompt_ids=count, force=force, reporter=reporter,
@@ -509,7 +509,7 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
         evaluate(paths, quantization, settings, reporter)
         return [paths.likelihood]
 
-    with runs.exclusive(paths.root, "run"), runs.exclusive(data.root, "run"):
+    with files.exclusive(paths.root, "run"), files.exclusive(data.root, "run"):
         steps = Steps(paths, reporter)
         steps.do("export", settings.export.model_dump(mode="json"), found, do_export)
         learned, held_out = dataset_rows.paths_of(settings)
@@ -523,7 +523,7 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
             reporter.say("No conversation is held out, so the twin is not measured.")
         if not note:
             _register_once(steps, paths, client, settings, reporter, force)
-    survival = runs.read_json(paths.likelihood) if measured else {}
+    survival = files.read_json(paths.likelihood) if measured else {}
     return Whole(name, paths, steps.seconds, survival, not note, note)
 
 
@@ -532,14 +532,14 @@ def _register_once(
 ) -> None:
     """Register the run unless the server has it as it was; another model of its name needs ``force``."""
     name = paths.name
-    before = runs.read_json(paths.registered) if paths.registered.exists() else None
+    before = files.read_json(paths.registered) if paths.registered.exists() else None
     ours = before == {"host": client.url, "digest": client.digest(name)}
     if not ours:  # never registered there, removed, or by now somebody else's model of that name
         steps.done.pop("register", None)
 
     def do_register() -> list[Path]:
         register(name, settings, reporter, adapter=paths.root, force=force or ours)
-        runs.write_json(paths.registered, {"host": client.url, "digest": client.digest(name)})
+        files.write_json(paths.registered, {"host": client.url, "digest": client.digest(name)})
         return [paths.modelfile, paths.registered]
 
     wanted = settings.ollama.model_dump(mode="json") | {"host": client.url}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from twin import __version__, runs
+from twin import __version__, files
 from twin.errors import StepError
 from twin.progress import Reporter
 from twin.runs import RunPaths
@@ -24,7 +24,7 @@ class Steps:
     def __init__(self, paths: RunPaths, reporter: Reporter) -> None:
         self.path = paths.steps
         self.reporter = reporter
-        self.done: dict[str, Any] = runs.read_json(self.path) if self.path.exists() else {}
+        self.done: dict[str, Any] = files.read_json(self.path) if self.path.exists() else {}
         self.seconds: dict[str, float | None] = {}
 
     def do(
@@ -39,7 +39,7 @@ class Steps:
             work: does the step and returns the files it wrote.
         """
         facts = {"twin": __version__, **settings}
-        inputs = runs.fingerprint(facts, reads)
+        inputs = files.fingerprint(facts, reads)
         before = self.done.get(name)
         if before and before["inputs"] == inputs and _intact(before["outputs"]):
             self.reporter.say(f"{name}: skipped, nothing it reads has changed")
@@ -48,14 +48,14 @@ class Steps:
         started = time.perf_counter()
         written = work()
         self.seconds[name] = round(time.perf_counter() - started, 1)
-        if runs.fingerprint(facts, reads) != inputs:  # what was read may be neither the old files nor the new ones
+        if files.fingerprint(facts, reads) != inputs:  # what was read may be neither the old files nor the new ones
             raise StepError(
                 f"What the step '{name}' reads was changed while it ran.",
                 "Let one thing at a time write there; run again.",
             )
-        self.done[name] = {"inputs": inputs, "outputs": {str(path): runs.file_digest(path) for path in written}}
-        runs.write_json(self.path, self.done)
+        self.done[name] = {"inputs": inputs, "outputs": {str(path): files.file_digest(path) for path in written}}
+        files.write_json(self.path, self.done)
 
 
 def _intact(outputs: Mapping[str, str]) -> bool:
-    return all(Path(path).is_file() and runs.file_digest(Path(path)) == digest for path, digest in outputs.items())
+    return all(Path(path).is_file() and files.file_digest(Path(path)) == digest for path, digest in outputs.items())

@@ -18,7 +18,7 @@ import pytest
 
 from tests.cli.conftest import NOBODY, listing
 from tests.tiny import save_model
-from twin import runs
+from twin import files, runs
 from twin.ollama.client import OllamaClient
 from twin.ollama.register import PARTIAL
 
@@ -549,7 +549,7 @@ def test_a_reader_that_went_away_is_no_error(as_json):
 
 def test_a_second_export_into_the_same_folder(twin, brain):
     brain()
-    with runs.exclusive(Path("data")):
+    with files.exclusive(Path("data")):
         twin.refuses(
             "export",
             "--person",
@@ -568,7 +568,7 @@ def tiny(tmp_path_factory, smollm2: Path) -> Path:
 
 def test_a_second_run_of_the_same_name(twin, brain, tiny):
     brain()
-    with runs.exclusive(Path("adapters/mine"), "run"):
+    with files.exclusive(Path("adapters/mine"), "run"):
         before = listing()
         done = twin("run", "mine", "--person", "Ada", "--model", str(tiny), "--quiet")
         assert done.stderr == (

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twin import runs
+from twin import files
 from twin.dataset import Dataset
 from twin.dataset.formats import read_rows, to_line
 from twin.errors import UsageError
@@ -28,18 +28,18 @@ def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, re
         person: whose replies they are.
         report: what ``dataset.json`` says; the files' digests are added.
     """
-    with runs.exclusive(paths.root):
-        with ExitStack() as files:
+    with files.exclusive(paths.root):
+        with ExitStack() as stack:
             full, train_file, val_file = (
-                files.enter_context(runs.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
+                stack.enter_context(files.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
             )
             for rows, part in ((built.train, train_file), (built.val, val_file)):
                 for row in rows:
                     line = to_line(row, format_name, person)
                     full.write(line)
                     part.write(line)
-        digests = {path.name: runs.file_digest(path) for path in (paths.full, paths.train, paths.val)}
-        runs.write_json(paths.report, {**report, "files": digests})
+        digests = {path.name: files.file_digest(path) for path in (paths.full, paths.train, paths.val)}
+        files.write_json(paths.report, {**report, "files": digests})
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +96,7 @@ def load(settings: Settings) -> Rows:
     prompts = Counter(row.turns[0].content if row.turns[0].role == "system" else "" for row in train_rows)
     system = prompts.most_common(1)[0][0]
     report = DatasetPaths(train_path.parent).report
-    owned = report.exists() and runs.read_json(report).get("system_prompt") == system
+    owned = report.exists() and files.read_json(report).get("system_prompt") == system
     return Rows(train_rows, val, train_path, val_path, system, owned, len(found) - len(train_rows))
 
 

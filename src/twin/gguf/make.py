@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from twin.errors import file_errors
+from twin.files import scratch_dir
 from twin.gguf import converter
 from twin.gguf.check import check
 from twin.gguf.merge import merge
 from twin.gguf.quantize import quantize
 from twin.progress import Reporter
-from twin.runs import scratch_dir
 from twin.templates import Family
 
 

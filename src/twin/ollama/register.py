@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from twin.errors import GateError, TwinError, UsageError
+from twin.files import file_digest
 from twin.ollama.client import OllamaClient
 from twin.ollama.modelfile import model_name
 from twin.progress import Reporter
 from twin.records import Turn
-from twin.runs import file_digest
 from twin.templates import Family, render
 
 PARTIAL = "-twin-partial"

@@ -6,7 +6,7 @@ from importlib import resources
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from twin.runs import atomic_write
+from twin.files import atomic_write
 
 NAME = "wren"
 _FILES = ("brain", "twin.toml")

@@ -21,12 +21,13 @@ import peft
 import torch
 import transformers
 
-from twin import runs
+from twin import files
 from twin.errors import GateError, MachineError
 from twin.presets import TrainPlan
 from twin.progress import Reporter
 from twin.records import Sample, Scored
 from twin.training import attention
+from twin.training.optimizer import MasterAdamW
 from twin.training.prefix_tree import Pack, batches, pack_within, unique_tokens
 
 # Of a pack, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into packs.
@@ -96,55 +97,6 @@ def choose_dtype(device: str) -> tuple[torch.dtype, str]:
     ratio = rates[torch.bfloat16] / rates[torch.float32]
     why = f"bfloat16 products run at {ratio:.1f}x the rate of float32 here ({rates[torch.bfloat16]:.0f} GFLOP/s)"
     return (torch.bfloat16 if ratio > 1.2 else torch.float32), why
-
-
-class MasterAdamW(torch.optim.AdamW):
-    """AdamW on float32 copies of low-precision weights (Micikevicius et al. 2018, arXiv 1710.03740, section 3.1).
-
-    The thin products of LoRA run in the base model's bfloat16, without a conversion a call, and small updates are not
-    rounded away.
-
-    Args:
-        working: the model's trainable weights.
-        kwargs: as for AdamW.
-    """
-
-    def __init__(self, working: Sequence[torch.nn.Parameter], **kwargs: Any) -> None:
-        self.working = list(working)
-        super().__init__([weight.detach().float().clone().requires_grad_() for weight in self.working], **kwargs)
-
-    def _masters(self) -> list[torch.Tensor]:
-        return [weight for group in self.param_groups for weight in group["params"]]
-
-    def step(self, closure: Callable[[], float] | None = None) -> Any:
-        """Step the float32 weights with the working weights' gradients, then round them into place."""
-        for master, weight in zip(self._masters(), self.working, strict=True):
-            master.grad = None if weight.grad is None else weight.grad.float()
-        result = super().step(closure)
-        with torch.no_grad():
-            for master, weight in zip(self._masters(), self.working, strict=True):
-                weight.copy_(master)
-        return result
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the state with the float32 weights: the working weights alone would lose what was rounded away."""
-        state: dict[str, Any] = super().state_dict()
-        return state | {"masters": [weight.detach().clone() for weight in self._masters()]}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up a state, float32 weights included."""
-        rest = {key: value for key, value in state_dict.items() if key != "masters"}
-        super().load_state_dict(rest)
-        with torch.no_grad():
-            for master, weight, saved in zip(self._masters(), self.working, state_dict["masters"], strict=True):
-                master.copy_(saved)
-                weight.copy_(saved)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear both sets of gradients."""
-        super().zero_grad(set_to_none)
-        for weight in self.working:
-            weight.grad = None
 
 
 def pair_losses(model: torch.nn.Module, pack: Pack, dtype: torch.dtype) -> torch.Tensor:
@@ -362,8 +314,8 @@ def train(job: Job, reporter: Reporter) -> Trained:
         after = held_out(model, job.held_out, dtype, task.advance)
     model.save_pretrained(job.save_to, safe_serialization=True)
     # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
-    config = runs.read_json(job.save_to / "adapter_config.json")
-    runs.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
+    config = files.read_json(job.save_to / "adapter_config.json")
+    files.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
     packs = [pack for step in steps for pack in step]
     logs = log.entries(trainer.state.log_history)
     return Trained(

@@ -19,10 +19,11 @@ import orjson
 from twin import __version__
 from twin.basemodel import BaseModel
 from twin.errors import file_errors
+from twin.files import atomic_write, file_digest, write_json, write_text
 from twin.presets import TrainPlan
 from twin.progress import peak_rss_bytes
 from twin.records import Sample
-from twin.runs import RunPaths, adapter_digests, atomic_write, file_digest, write_json, write_text
+from twin.runs import RunPaths, adapter_digests
 from twin.templates import Family
 from twin.training import backend_hf
 from twin.training.backend_hf import Trained

@@ -75,8 +75,8 @@ def copy_preset(
     Example: twin presets copy smollm2-135m mine.toml
     """
     from twin.errors import UsageError
+    from twin.files import write_text
     from twin.presets import preset_text
-    from twin.runs import write_text
 
     path = target or Path(f"{name}.toml")
     text = preset_text(name)
