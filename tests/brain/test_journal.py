@@ -62,9 +62,9 @@ def test_no_word_is_lost(text):
 @pytest.mark.parametrize(
     "lines",
     [
-        "5.3.2024 klo 21.14 - Ana: tuletko\n5.3.2024 klo 21.15 - Ben: joo\n",
-        "2024. 3. 5. 오후 9:14, Ana: 와?\n2024. 3. 5. 오후 9:15, Ben: 응\n",
-        "2024/03/06 午後9:14 - Ana: 何食べたい?\n2024/03/06 午後9:15 - Ben: うどん\n",
+        "5.3.2024 kell 21.14 - Ana: tuled\n5.3.2024 kell 21.15 - Ben: jah\n",
+        "2024/03/06(水) 午後9:14 - Ana: 何食べたい?\n2024/03/06(水) 午後9:15 - Ben: うどん\n",
+        "21:14, 05/03/2024 - Ana: ăn gì?\n21:15, 05/03/2024 - Ben: phở\n",
     ],
 )
 def test_a_chat_in_an_unknown_layout_is_no_journal(lines):

@@ -94,11 +94,11 @@ def test_an_unread_file_that_may_be_a_chat_is_named():
     put("brain/chat.txt", CHAT)
     put("brain/brain.json", "{bad")
     put("brain/export.zip", "PK")
-    put("brain/fi.txt", "5.3.2024 klo 21.14 - Bo: tuletko\n")
+    put("brain/ja.txt", "2024/03/05(火) 21:14 - Bo: hi\n")
     assert load([Path("brain")], "Ana").skipped == {
         "unknown file: brain.json": 1,
-        "unknown file: export.zip (unzip it, twin reads what is inside)": 1,
-        "unknown file: fi.txt": 1,
+        "unknown file: export.zip (no chat that twin knows; unzip it)": 1,
+        "unknown file: ja.txt": 1,
     }
 
 
@@ -162,7 +162,8 @@ def test_an_empty_folder():
     Path("brain").mkdir()
     assert refusal("brain") == (
         "Nothing in 'brain' is a layout that twin reads.",
-        "It reads: the app's brain JSON and core memories JSON; Markdown and text journals; WhatsApp text exports.",
+        "It reads: the app's brain JSON and core memories JSON; Markdown and text journals; "
+        "WhatsApp exports (text or zip).",
     )
 
 

@@ -1,5 +1,6 @@
 """WhatsApp exports: what is written in either layout and any date order comes back message by message."""
 
+import zipfile
 from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -56,7 +57,7 @@ def is_speech(text):
     """Say whether nothing in ``text`` is WhatsApp's own notation."""
     clean = text == text.strip() and text != ""
     lines = text.split("\n")
-    return clean and not any(whatsapp._START.match(line) for line in lines) and not whatsapp._MEDIA.fullmatch(text)
+    return clean and not any(whatsapp._START.match(line) for line in lines) and not whatsapp._MEDIA.fullmatch(lines[0])
 
 
 speech = words.map(str.strip).filter(is_speech)
@@ -144,6 +145,11 @@ def test_invisible_marks_are_no_part_of_names_or_words():
         "image omitted",
         "\u200eGIF omitted",
         "Contact card omitted",
+        "‹Mídia oculta›",
+        "<Media weggelaten>",
+        "<Без медиафайлов>",
+        "<メディアは含まれていません>",
+        "<تم استبعاد الوسائط>",
         "",
     ],
 )
@@ -154,7 +160,9 @@ def test_media_is_no_speech(line):
     )
 
 
-@pytest.mark.parametrize("said", ["the image omitted him", "<3", "<media> is a tag, you know", "omitted"])
+@pytest.mark.parametrize(
+    "said", ["the image omitted him", "<3", "<media> is a tag, you know", "omitted", "<sigh>", "a <b> c"]
+)
 def test_words_about_media_are_speech(said):
     assert [message.text for message in read(f"09/01/2024, 18:42 - Ana: {said}\n")[0]] == [said]
 
@@ -174,13 +182,30 @@ def test_dates_that_fit_no_order():
 
 
 # Once wrong elsewhere: "one locale's dates".
-@pytest.mark.parametrize(
-    "start",
-    ["13/1/24, 8:42\u202fp.\u00a0m.", "13/01/2024 à 20:42", "2024. 01. 13. 20:42"],
-    ids=["es", "fr", "hu"],
-)
-def test_dates_of_other_locales(start):
-    line = f"{start} - Ana: hola\n"
+LOCALES = {
+    "es": "13/1/24, 8:42\u202fp.\u00a0m. - Ana: hola",
+    "fr": "13/01/2024 à 20:42 - Ana: hola",
+    "hu": "2024. 01. 13. 20:42 - Ana: hola",
+    "fi": "13.1.2024 klo 20.42 - Ana: hola",
+    "da": "13.01.2024 kl. 20.42 - Ana: hola",
+    "pl": "13.01.2024, 20:42 - Ana: hola",
+    "tr": "13.01.2024 20:42 - Ana: hola",
+    "bg": "13.01.2024 г., 20:42 ч. - Ana: hola",
+    "el": "13/1/24, 8:42 μ.μ. - Ana: hola",
+    "ja": "2024/01/13 午後8:42 - Ana: hola",
+    "zh": "2024/1/13 下午8:42 - Ana: hola",
+    "zh ios": "[2024/1/13 下午8:42:00] Ana: hola",
+    "ko": "2024년 1월 13일 오후 8:42, Ana : hola",
+    "ko ios": "[2024. 1. 13. 오후 8:42:00] Ana: hola",
+    "ko short": "2024. 1. 13. 오후 8:42, Ana: hola",
+    "ar": "\u200f١٣/١/٢٠٢٤، ٨:٤٢ م - Ana: hola",
+    "hi": "13/01/24, 8:42 अपराह्न - Ana: hola",
+}
+
+
+@pytest.mark.parametrize("line", LOCALES.values(), ids=LOCALES)
+def test_dates_of_other_locales(line):
+    line = f"{line}\n"
     assert whatsapp.sniff(Path("chat.txt"), line.encode())
     assert read(line)[0] == [Message("Ana", "hola", datetime(2024, 1, 13, 20, 42))]
 
@@ -193,6 +218,8 @@ def test_dates_of_other_locales(start):
         "[09/01/24, 18:42:10] Beto: \u200eThis message was deleted.\n",
         "[09/01/24, 18:42:10] Beto: \u200eMissed voice call\n",
         "09/01/2024, 18:42 - Beto: This message was deleted\n",
+        "09/01/2024, 18:42 - Beto: Diese Nachricht wurde gelöscht.\n",
+        "09/01/2024, 18:42 - Beto: Se eliminó este mensaje.\n",
         '09/01/2024, 18:42 - Beto changed the group name from "a" to "trip: spain"\n',
     ],
 )
@@ -219,3 +246,61 @@ def test_a_caption_stays_and_its_file_name_goes():
 def test_a_line_that_only_looks_like_a_date_does_not_spoil_the_file():
     text = "09/01/2024, 18:42 - Ana: hi\n99/99/2024, 18:42 - pasted: yo\n"
     assert [message.text for message in read(text)[0]] == ["hi\n99/99/2024, 18:42 - pasted: yo"]
+
+
+# ---------------------------------------------------------------- the zip a phone makes
+
+CHAT = "09/01/2024, 18:42 - Ana: hi\n09/01/2024, 18:43 - Beto: yo\n"
+
+
+def pack(members, name="chat.zip"):
+    with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:
+        for member, content in members.items():
+            archive.writestr(member, content)
+    return Path(name)
+
+
+@pytest.mark.parametrize("member", ["_chat.txt", "WhatsApp Chat with Beto.txt"])
+def test_a_zip_is_read_like_its_text(member):
+    path = pack({member: CHAT, "IMG-1.jpg": b"\xff\xd8", "notes.txt": "x"})
+    before = set(Path().iterdir())
+    assert whatsapp.sniff(path, path.read_bytes())
+    talk = next(whatsapp.read(path, "z", Counter()))
+    assert [(message.speaker, message.text) for message in talk.messages] == [("Ana", "hi"), ("Beto", "yo")]
+    assert set(Path().iterdir()) == before  # nothing is unpacked
+
+
+@pytest.mark.parametrize(
+    "members", [{}, {"a.txt": CHAT}, {"../_chat.txt": CHAT}, {"_chat.txt": CHAT, "WhatsApp Chat.txt": CHAT}]
+)
+def test_a_zip_that_is_no_chat(members):
+    assert not whatsapp.sniff(pack(members), b"PK")
+
+
+def test_a_zip_bomb_is_refused():
+    with pytest.raises(UsageError, match=r"'_chat.txt' in 'chat.zip' would unpack to 30,000,000 bytes"):
+        list(whatsapp.read(pack({"_chat.txt": b"a" * 30_000_000}), "z", Counter()))
+
+
+def test_a_zip_with_a_password_is_refused():
+    path = pack({"_chat.txt": CHAT})
+    data = bytearray(path.read_bytes())
+    for magic, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(magic) + place] |= 1
+    path.write_bytes(data)
+    with pytest.raises(UsageError, match=r"'chat\.zip' has a password"):
+        list(whatsapp.read(path, "z", Counter()))
+
+
+@given(st.integers(0, 200), st.integers(0, 255))
+def test_a_broken_zip_is_a_sentence(place, value):
+    data = bytearray(pack({"_chat.txt": CHAT}).read_bytes())
+    data[place % len(data)] = value
+    Path("chat.zip").write_bytes(data)
+    try:
+        if whatsapp.sniff(Path("chat.zip"), b"PK"):
+            list(whatsapp.read(Path("chat.zip"), "z", Counter()))
+    except UsageError as error:
+        assert error.hint
+    except UnicodeDecodeError:
+        pass  # ``brain`` says it with the file's name

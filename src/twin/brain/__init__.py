@@ -70,7 +70,7 @@ def _items(sources: Sequence[Path], skipped: Counter[str]) -> Iterator[Item]:
 def _unknown(path: Path, name: str) -> str:
     """Return the reason that counts an unread file: by name where it may well be a chat, else by its suffix."""
     if path.suffix.lower() == ".zip":
-        return f"unknown file: {name} (unzip it, twin reads what is inside)"
+        return f"unknown file: {name} (no chat that twin knows; unzip it)"
     if path.suffix.lower() in _MAY_BE_CHATS:
         return f"unknown file: {name}"
     return f"unknown file ({path.suffix or 'no suffix'})"

@@ -15,7 +15,10 @@ LAYOUT = "Markdown and text journals"
 _DATE = re.compile(r"(?<!\d)(\d{4})-(\d{2})-(\d{2})(?!\d)")
 # A date, a time, a name, a colon: a chat in a layout that no importer knows. As a journal it would put the words of
 # the other side into the person's mouth.
-_CHAT_LINE = re.compile(r"\W{0,3}\d{1,4}\D{1,3}\d{1,2}\D{1,3}\d{1,4}\D{1,12}\d{1,2}[:.]\d{2}[^\n:]{0,60}?\D: ?\S")
+_DATE_THERE, _TIME_THERE = r"\d{1,4}\D{1,3}\d{1,2}\D{1,3}\d{1,4}", r"\d{1,2}[:.]\d{2}"
+_CHAT_LINE = re.compile(
+    rf"\W{{0,3}}(?:{_DATE_THERE}\D{{1,12}}{_TIME_THERE}|{_TIME_THERE}\D{{1,12}}{_DATE_THERE})[^\n:]{{0,60}}?\D: ?\S"
+)
 _HEADING = re.compile(r"#{1,6}\s+(.+)")
 
 
