@@ -163,7 +163,7 @@ def test_an_empty_folder():
     assert refusal("brain") == (
         "Nothing in 'brain' is a layout that twin reads.",
         "It reads: the app's brain JSON and core memories JSON; Markdown and text journals; "
-        "WhatsApp exports (text or zip).",
+        "Instagram's and Messenger's JSON; Telegram Desktop's JSON export; WhatsApp exports (text or zip).",
     )
 
 

@@ -67,7 +67,7 @@ def test_an_empty_folder(twin):
         exit_code=2,
         error="Nothing in 'brain' is a layout that twin reads.",
         hint="It reads: the app's brain JSON and core memories JSON; Markdown and text journals; "
-        "WhatsApp exports (text or zip).",
+        "Instagram's and Messenger's JSON; Telegram Desktop's JSON export; WhatsApp exports (text or zip).",
     )
 
 

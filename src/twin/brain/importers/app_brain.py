@@ -12,9 +12,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import orjson
-
-from twin.errors import UsageError
+from twin.brain.reading import iso_time, json_object
 from twin.records import Conversation, Memory, Message, Personality
 
 LAYOUT = "the app's brain JSON and core memories JSON"
@@ -33,12 +31,7 @@ def read(path: Path, name: str, skipped: Counter[str]) -> Iterator[Conversation 
     Raises:
         UsageError: JSON that does not parse (a truncated download, say).
     """
-    try:
-        data = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
-    except orjson.JSONDecodeError as error:
-        raise UsageError(
-            f"'{path}' is broken JSON: {error.msg} at line {error.lineno}.", "It may be cut short: export it again."
-        ) from None
+    data = json_object(path)
     profile = data.get("personality_profile")
     person = ""
     if isinstance(profile, dict):
@@ -82,13 +75,6 @@ def _personality(profile: dict[str, Any]) -> Personality:
     )
 
 
-def _when(value: Any) -> datetime | None:
-    try:
-        return datetime.fromisoformat(value).replace(tzinfo=None) if isinstance(value, str) else None
-    except ValueError:
-        return None
-
-
 def _conversations(rows: list[Any], name: str, person: str, skipped: Counter[str]) -> Iterator[Conversation]:
     chats: dict[str, list[tuple[datetime | None, str, str]]] = {}
     for row in rows:
@@ -98,7 +84,7 @@ def _conversations(rows: list[Any], name: str, person: str, skipped: Counter[str
             continue
         source = row.get("source")
         chat = source if isinstance(source, str) and source else "app"
-        chats.setdefault(chat, []).append((_when(row.get("timestamp")), texts[0], texts[1]))
+        chats.setdefault(chat, []).append((iso_time(row.get("timestamp")), texts[0], texts[1]))
     for chat, exchanges in chats.items():
         if all(at is not None for at, _, _ in exchanges):
             exchanges.sort(key=lambda exchange: exchange[0] or datetime.min)
@@ -126,5 +112,5 @@ def _memories(rows: list[Any], name: str, skipped: Counter[str]) -> Iterator[Mem
             text=text.strip(),
             category=category if isinstance(category, str) else "facts",
             importance=float(importance) if isinstance(importance, int | float) else 0.5,
-            at=_when(row.get("created_at")),
+            at=iso_time(row.get("created_at")),
         )

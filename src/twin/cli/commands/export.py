@@ -13,8 +13,8 @@ from twin.cli.console import Output
 NAME = "export"
 HELP = """Turn exports of your chats, memories and journals into a dataset.
 
-Reads WhatsApp exports (text or zip), Markdown and text journals, and the app's brain JSON. Every row left out is
-counted with its reason in dataset.json.
+Reads WhatsApp exports (text or zip), Telegram's, Instagram's and Messenger's JSON, Markdown and text journals, and
+the app's brain JSON. Every row left out is counted with its reason in dataset.json.
 
 Examples:
 
