@@ -526,6 +526,46 @@ def test_a_conversation_longer_than_the_context_is_measured(project, tmp_path):
         assert files.read_json(done.paths.record)["dataset"]["shortened"] > 0
 
 
+class StopAt(Silent):
+    """A reporter that presses Ctrl-C at a step of training, and keeps what is said."""
+
+    def __init__(self, step):
+        self.left, self.said = step, []
+
+    def say(self, text):
+        self.said.append(text)
+
+    @contextmanager
+    def task(self, title, total=None):
+        with super().task(title, total) as inner:
+            yield self if title == "Training" else inner
+
+    def advance(self, amount=1, note=""):
+        self.left -= amount
+        if self.left <= 0:
+            raise KeyboardInterrupt
+
+
+def test_a_run_that_was_stopped_goes_on_and_one_of_other_rows_begins_again(project, tmp_path):
+    folder = tmp_path / "stopped"
+    shutil.copytree(project.folder / "brain", folder / "brain")
+    with inside(folder, project.cache):
+        settings = with_settings(project.settings, "train", batch_size=1, epochs=3, learning_rate=1e-5)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                pipeline.run("tiny", [], settings, StopAt(12))
+        told = StopAt(math.inf)
+        # Other rows: the checkpoint is not theirs.
+        seeded = with_settings(settings, "export", seed=5)
+        with pytest.raises(KeyboardInterrupt):
+            pipeline.run("tiny", [], seeded, StopAt(12))
+        pipeline.run("tiny", [], seeded, told)
+        assert "Training goes on from adapters/tiny/checkpoints/checkpoint-10" in told.said
+        steps = [json.loads(line)["step"] for line in Path("adapters/tiny/metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, runs.read_record(runs.run_paths("tiny"))["result"]["steps"] + 1))
+        assert not runs.run_paths("tiny").checkpoints.exists()
+
+
 def test_another_base_model_in_the_same_folder_is_seen(project, tmp_path, smollm2):
     base = save_model(tmp_path / "base", smollm2)
     folder = tmp_path / "again"

@@ -19,6 +19,7 @@ from twin.runs import (
     find_adapter,
     find_checkpoint,
     gguf_is_current,
+    matching_checkpoint,
     newest_adapter,
     run_paths,
 )
@@ -128,6 +129,10 @@ def test_a_checkpoint_of_something_else_is_refused_by_name():
         bind_checkpoints(paths, checkpoint, job | {"lora_r": 8})
     with pytest.raises(UsageError, match="was made with another learned file"):
         bind_checkpoints(paths, checkpoint, job | {"learned_file": {"sha256": "b"}})
+    assert matching_checkpoint(paths, job) is None  # none is whole
+    (checkpoint / "trainer_state.json").write_text("{}")
+    assert matching_checkpoint(paths, job) == checkpoint
+    assert matching_checkpoint(paths, job | {"lora_r": 8}) is None
     bind_checkpoints(paths, None, job)
     assert not checkpoint.exists()
 

@@ -157,7 +157,9 @@ def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_l
     return list(build_samples(chats, tokenizer, family, max_length).samples) if chats else []
 
 
-def train(settings: Settings, reporter: Reporter, output: Path | None = None, dry_run: bool = False) -> TrainedRun:
+def train(
+    settings: Settings, reporter: Reporter, output: Path | None = None, dry_run: bool = False, go_on: bool = False
+) -> TrainedRun:
     """Dataset → LoRA adapter in ``adapters/NAME``.
 
     Args:
@@ -165,6 +167,7 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
         reporter: told of progress.
         output: the run's folder, where not ``adapters/NAME``.
         dry_run: resolve and count everything, train nothing.
+        go_on: take up the run's newest checkpoint where it is of the same settings and rows.
     """
     from twin import basemodel
     from twin.dataset import rows as dataset_rows
@@ -201,9 +204,12 @@ def train(settings: Settings, reporter: Reporter, output: Path | None = None, dr
         **plan.model_dump(),
         "learned_file": facts["dataset"]["train"],
         "held_out_file": facts["dataset"]["val"],
+        **basemodel.state(plan.model),
     }
     with files.exclusive(paths.root), files.scratch_dir(paths.root) as scratch:
-        runs.bind_checkpoints(paths, checkpoint, job_facts | basemodel.state(plan.model))
+        if checkpoint is None and go_on and (checkpoint := runs.matching_checkpoint(paths, job_facts)):
+            reporter.say(f"Training goes on from {checkpoint}")
+        runs.bind_checkpoints(paths, checkpoint, job_facts)
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch, checkpoint,
         )  # fmt: skip
@@ -498,7 +504,7 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
         return [data.full, data.train, data.val, data.report]
 
     def do_train() -> list[Path]:
-        train(settings, reporter, output=paths.root)
+        train(settings, reporter, output=paths.root, go_on=True)
         return [*adapter, paths.record]
 
     def do_gguf() -> list[Path]:

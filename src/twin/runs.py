@@ -231,6 +231,16 @@ def bind_checkpoints(paths: RunPaths, checkpoint: Path | None, job: Mapping[str,
                 f"The checkpoint '{checkpoint}' was made with another {key.replace('_', ' ')}.",
                 "Use the settings and rows that it was made with, or leave --resume-from out to start again.",
             )
+    write_json(paths.checkpoints / _CHECKPOINT_JOB, job)
+
+
+def matching_checkpoint(paths: RunPaths, job: Mapping[str, Any]) -> Path | None:
+    """Return the run's newest checkpoint if it is of this very ``job`` (see ``bind_checkpoints``), else None."""
+    beside = paths.checkpoints / _CHECKPOINT_JOB
+    try:
+        return find_checkpoint("auto", paths) if beside.exists() and read_json(beside) == job else None
+    except UsageError:  # none is whole
+        return None
 
 
 def read_record(paths: RunPaths) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from twin.ollama.register import PARTIAL
 
 POSIX = sys.platform != "win32"
 posix_only = pytest.mark.skipif(not POSIX, reason="POSIX signals and limits")
-KEPT = "What was finished is kept. Training goes on from its last checkpoint with --resume-from auto."
+KEPT = "What was finished is kept. twin run goes on from there; twin train does with --resume-from auto."
 INTERRUPTED = f"\nInterrupted. {KEPT}\n"
 
 

@@ -148,7 +148,7 @@ class Output:
 
     def interrupted(self) -> None:
         """Print that Ctrl-C ended the command."""
-        kept = "What was finished is kept. Training goes on from its last checkpoint with --resume-from auto."
+        kept = "What was finished is kept. twin run goes on from there; twin train does with --resume-from auto."
         sys.stderr.write(f"\nInterrupted. {kept}\n")
         if self.json:
             self._json({"error": "Interrupted.", "hint": kept, "exit_code": EXIT_INTERRUPTED})
