@@ -191,3 +191,13 @@ def test_a_killed_writer_leaves_the_old_file_and_the_next_takes_its_half_away():
     assert len(list(Path().glob(".a.txt.*.partial"))) == 1
     write_text(Path("a.txt"), "newer")
     assert [path.name for path in Path().iterdir()] == ["a.txt"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are Unicode elsewhere")
+def test_a_name_that_is_no_unicode_has_a_fingerprint():
+    Path("brain").mkdir()
+    file = Path("brain") / os.fsdecode(b"caf\xe9.txt")
+    file.write_text("x")
+    before = fingerprint({}, [Path("brain")])
+    file.rename(Path("brain") / os.fsdecode(b"caf\xe8.txt"))
+    assert fingerprint({}, [Path("brain")]) != before

@@ -122,6 +122,7 @@ def test_a_checkpoint_of_something_else_is_refused_by_name():
     paths = run_paths("mine")
     job = {"lora_r": 4, "learned_file": {"sha256": "a"}}
     bind_checkpoints(paths, None, job)
+    assert os.name == "nt" or paths.checkpoints.stat().st_mode & 0o777 == 0o700
     checkpoint = paths.checkpoints / "checkpoint-3"
     checkpoint.mkdir()
     bind_checkpoints(paths, checkpoint, job)

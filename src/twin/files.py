@@ -139,7 +139,8 @@ def fingerprint(settings: Mapping[str, Any], files: Iterable[Path]) -> str:
     for path in sorted(files):
         below = sorted(child for child in path.rglob("*") if child.is_file()) if path.is_dir() else [path]
         for file in below:
-            digest.update(f"\0{file.relative_to(path.parent)}\0{file_digest(file)}".encode())
+            # A file's name may be no Unicode, so its own bytes count.
+            digest.update(b"\0" + os.fsencode(file.relative_to(path.parent)) + b"\0" + file_digest(file).encode())
     return digest.hexdigest()
 
 

@@ -219,18 +219,18 @@ def bind_checkpoints(paths: RunPaths, checkpoint: Path | None, job: Mapping[str,
         UsageError: the checkpoint is of something else, which is named.
     """
     if checkpoint is None:
-        with file_errors(paths.checkpoints, "write"):
-            shutil.rmtree(paths.checkpoints, ignore_errors=True)
-        write_json(paths.checkpoints / _CHECKPOINT_JOB, job)
-        return
-    beside = checkpoint.parent / _CHECKPOINT_JOB
-    made = read_json(beside) if beside.exists() else {}
-    for key in job:
-        if made.get(key) != job[key]:
-            raise UsageError(
-                f"The checkpoint '{checkpoint}' was made with another {key.replace('_', ' ')}.",
-                "Use the settings and rows that it was made with, or leave --resume-from out to start again.",
-            )
+        shutil.rmtree(paths.checkpoints, ignore_errors=True)
+    else:
+        beside = checkpoint.parent / _CHECKPOINT_JOB
+        made = read_json(beside) if beside.exists() else {}
+        for key in job:
+            if made.get(key) != job[key]:
+                raise UsageError(
+                    f"The checkpoint '{checkpoint}' was made with another {key.replace('_', ' ')}.",
+                    "Use the settings and rows that it was made with, or leave --resume-from out to start again.",
+                )
+    with file_errors(paths.checkpoints, "write"):
+        paths.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)  # they hold the person's weights
     write_json(paths.checkpoints / _CHECKPOINT_JOB, job)
 
 
