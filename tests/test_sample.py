@@ -25,16 +25,17 @@ def test_there_is_enough_of_it(wren):
     assert {memory.category for memory in wren.memories} == CATEGORIES
     assert len(wren.journals) >= 12
     assert all(entry.at for entry in wren.journals)
-    others = {m.speaker for talk in wren.conversations for m in talk.messages} - {wren.person}
+    talks = list(wren.conversations())
+    others = {message.speaker for talk in talks for message in talk.messages} - {wren.person}
     assert len(others) >= 4
-    assert {talk.id.partition("/")[0].rpartition(".")[2] for talk in wren.conversations} == {"txt", "json"}
-    assert all(message.at for talk in wren.conversations for message in talk.messages)
+    assert {talk.id.partition("/")[0].rpartition(".")[2] for talk in talks} == {"txt", "json"}
+    assert all(message.at for talk in talks for message in talk.messages)
 
 
 def test_exchanges_conversations_and_what_is_held_out(wren, sample_brain):
     Path("twin.toml").write_text((sample_brain.parent / "twin.toml").read_text("utf-8"), "utf-8")
     settings = load_settings().export
-    built = build(wren, prompt.build(wren), settings)
+    built = build(wren, prompt.build(wren), settings, Path())
     rows = [row for row in [*built.train, *built.val] if row.kind == "chat"]
     assert len(rows) >= 450
     conversations = Counter(row.conversation_id for row in rows)
@@ -44,7 +45,7 @@ def test_exchanges_conversations_and_what_is_held_out(wren, sample_brain):
 
 
 def test_replies_are_not_made_from_templates(wren, sample_brain):
-    built = build(wren, prompt.build(wren), load_settings(export={"deduplicate": False}).export)
+    built = build(wren, prompt.build(wren), load_settings(export={"deduplicate": False}).export, Path())
     long = [shingles(row.reply) for row in [*built.train, *built.val] if row.kind == "chat" and len(row.reply) >= 30]
     assert len(long) >= 400
     alike = sum(jaccard(one, other) > 0.5 for one, other in combinations(long, 2))

@@ -73,7 +73,11 @@ def test_settings_are_frozen():
     [
         ("[train]\nepoch = 5\n", "'twin.toml' has an unknown key 'epoch' in [train].", "Did you mean 'epochs'?"),
         ("[trian]\nepochs = 5\n", "'twin.toml' has an unknown table or key 'trian'.", "Did you mean 'train'?"),
-        ("qqq = 1\n", "'twin.toml' has an unknown table or key 'qqq'.", "Known: export, gguf, ollama, train."),
+        (
+            "qqq = 1\n",
+            "'twin.toml' has an unknown table or key 'qqq'.",
+            "Known: app, columns, export, gguf, ollama, people, serve, train.",
+        ),
         ("train = 5\n", "'train' in 'twin.toml' should be a table.", "Write [train] and its keys below."),
         (
             "[train\n",

@@ -35,6 +35,10 @@ class TwinError(Exception):
         self.message = message
         self.hint = hint
 
+    def __reduce__(self) -> tuple[type[TwinError], tuple[str, str]]:
+        """Travel between processes with the hint."""
+        return type(self), (self.message, self.hint)
+
 
 class UsageError(TwinError):
     """Wrong options, settings or input files (exit 2)."""

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from twin import __version__, files, prompt, runs
+from twin.curate import export, find_sources, need
 from twin.errors import GateError, MachineError, StepError, UsageError
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.progress import Reporter, release_memory
 from twin.records import Example, Sample, Turn
-from twin.results import Exported, Foreseen, Made, Registered, Survival, TrainedRun, Whole
+from twin.results import Foreseen, Made, Registered, Survival, TrainedRun, Whole
 from twin.runs import DatasetPaths, RunPaths
 from twin.settings import Settings
 from twin.steps import Steps
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
     from twin.chat import Backend
     from twin.ollama.client import OllamaClient
 
-DEFAULT_SOURCE = Path("brain")
 # Asked of every GGUF, besides rows of the person's own: scripts, digits, emoji joined by ZWJ, marks of three grammars.
 _PROBES = (
     "Hello there.",
@@ -42,20 +42,6 @@ _PROBES = (
 )
 
 # ---------------------------------------------------------------- before anything long
-
-
-def need(extra: str, *modules: str) -> None:
-    """Stop before a step whose packages are not installed.
-
-    Raises:
-        MachineError: with the command that installs them.
-    """
-    missing = [module for module in modules if find_spec(module) is None]
-    if missing:
-        raise MachineError(
-            f"This step needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
-            f"Install the extra: pip install 'twin-llm[{extra}]'",
-        )
 
 
 def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Reporter) -> Family:
@@ -82,61 +68,6 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
             "llama-cpp-python is not installed: training works, the GGUF step needs pip install 'twin-llm[gguf]'"
         )
     return family
-
-
-# ---------------------------------------------------------------- export
-
-
-def find_sources(sources: Sequence[Path]) -> list[Path]:
-    """Return what to read: the sources given, else ``./brain``.
-
-    Raises:
-        UsageError: neither is there.
-    """
-    if sources:
-        return list(sources)
-    if DEFAULT_SOURCE.exists():
-        return [DEFAULT_SOURCE]
-    raise UsageError(
-        "There is no folder 'brain' here.", "Put your exports into ./brain, or name them: twin export FOLDER FILE"
-    )
-
-
-def export(sources: Sequence[Path], settings: Settings, reporter: Reporter, dry_run: bool = False) -> Exported:
-    """Brain → dataset.
-
-    Args:
-        sources: files and folders; empty: ``./brain``.
-        settings: its ``export`` section.
-        reporter: told of progress.
-        dry_run: count, write nothing.
-    """
-    from twin import brain, dataset
-    from twin.dataset import rows
-
-    started = time.perf_counter()
-    own = settings.export
-    found = find_sources(sources)
-    with reporter.task("Reading the brain"):
-        person = brain.load(found, own.person)
-    system = prompt.build(person, own.prompt_tokens)
-    with reporter.task("Building rows") as task:
-        built = dataset.build(person, system, own, task.advance)
-    seconds = time.perf_counter() - started
-    paths = DatasetPaths(own.output)
-    done = Exported(person.person, paths, len(built.train), len(built.val), built.dropped, built.kinds, seconds)
-    if not dry_run:
-        carried = own.include_system and own.format != "raw"  # raw rows are words alone
-        report = done.as_json() | {
-            "twin": __version__,
-            "format": own.format,
-            "system_prompt": system.text if carried else "",
-            "memories_in_prompt": len(system.memory_ids),
-            "sources": [str(source) for source in found],
-            "settings": own.model_dump(mode="json"),
-        }
-        rows.write(built, paths, own.format, person.person, report)
-    return done
 
 
 # ---------------------------------------------------------------- train
@@ -197,6 +128,7 @@ def train(
     held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)
     read = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
     facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
+    facts["provenance"] = rows.provenance
     if dry_run:
         facts["result"] = record.foreseen(plan, built.samples, time.perf_counter() - started)
         return TrainedRun(paths, facts)
@@ -403,6 +335,7 @@ def register(
             client, name, file, family=family, system=system, parameters=parameters, license_text=license_text,
             prompt_ids=count, force=force, reporter=reporter,
         )  # fmt: skip
+        runs.remember_model(paths, done.model, done.host)
     return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks))
 
 

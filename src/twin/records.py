@@ -1,21 +1,25 @@
 """The nouns: what a person said (a Brain), the rows made of it (Examples), and what a model reads of those (Samples).
 
-Frozen dataclasses, nothing else.
+Immutable records, nothing else. ``Message`` and ``Turn`` are named tuples: there are millions of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal
+from typing import Literal, NamedTuple, Protocol
+
+from twin.dropped import Dropped
 
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["chat", "memory", "fact", "journal", "example"]
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+ME = "\0me"  # the speaker of a person's own messages in exports that do not name them
+
+
+class Message(NamedTuple):
     """One message as one person sent it. ``at`` is local wall-clock time, without a zone, where the source has none."""
 
     speaker: str
@@ -25,10 +29,45 @@ class Message:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Messages of one chat in the order they were sent. ``id`` is ``source#number``, stable across runs."""
+    """Messages of one chat in the order they were sent, or a piece of it.
+
+    Args:
+        id: leads to the source, stable across runs.
+        messages: they follow one another.
+        start: the number of the first one in its chat, where a long chat comes in pieces.
+    """
 
     id: str
     messages: tuple[Message, ...]
+    start: int = 0
+
+
+class Chats(Protocol):
+    """Conversations that are read when they are needed, as often as they are needed (a file's, say)."""
+
+    @property
+    def name(self) -> str:
+        """What row ids call the source."""
+
+    @property
+    def size(self) -> int:
+        """About how many bytes there are to read."""
+
+    def read(self, dropped: Dropped) -> Iterator[Conversation]:
+        """Yield the conversations; count in ``dropped`` what is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """Conversations that are in memory."""
+
+    conversations: tuple[Conversation, ...]
+    name: str = ""
+    size: int = 0
+
+    def read(self, dropped: Dropped) -> Iterator[Conversation]:
+        """Yield them."""
+        yield from self.conversations
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +106,29 @@ class Personality:
 
 @dataclass(frozen=True, slots=True)
 class Brain:
-    """All that is known of one person. ``skipped`` counts what importers left out, by reason."""
+    """All that is known of one person.
+
+    Args:
+        person: whose twin this is: a speaker's name.
+        chats: their conversations, one entry a file.
+        memories, journals, personality: what else is known.
+        dropped: what was left out of the files that hold no conversations.
+    """
 
     person: str
-    conversations: tuple[Conversation, ...] = ()
+    chats: tuple[Chats, ...] = ()
     memories: tuple[Memory, ...] = ()
     journals: tuple[JournalEntry, ...] = ()
     personality: Personality = Personality()
-    skipped: Mapping[str, int] = field(default_factory=dict)
+    dropped: Dropped = field(default_factory=Dropped, compare=False)
+
+    def conversations(self, dropped: Dropped | None = None) -> Iterator[Conversation]:
+        """Yield all conversations, file by file."""
+        for chats in self.chats:
+            yield from chats.read(dropped or Dropped())
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
+class Turn(NamedTuple):
     """One rendered turn: a role of the chat template and its content."""
 
     role: Role

@@ -6,12 +6,26 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from twin.progress import peak_rss_bytes
+from twin.records import Example
 from twin.runs import DatasetPaths, RunPaths
 
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What an export wrote; ``kinds`` counts the rows kept by where they come from."""
+    """What an export wrote.
+
+    Args:
+        person: whose twin it is for.
+        paths: the files.
+        train, val: rows to learn from and held out.
+        dropped: what was left out, by reason.
+        kinds: the rows kept, by where they come from.
+        redacted: private values replaced, by kind.
+        reserved: memories kept out of everything, for evaluation.
+        closest: Jaccard similarity of the closest pair of rows across the split; None: none is even half alike.
+        problems: sentences about input that could be used in part or not at all.
+        seconds: how long it took.
+    """
 
     person: str
     paths: DatasetPaths
@@ -19,6 +33,10 @@ class Exported:
     val: int
     dropped: dict[str, int]
     kinds: dict[str, int]
+    redacted: dict[str, int]
+    reserved: int
+    closest: float | None
+    problems: tuple[str, ...]
     seconds: float
 
     def as_json(self) -> dict[str, Any]:
@@ -27,6 +45,10 @@ class Exported:
             "person": self.person,
             "rows": {"total": self.train + self.val, "train": self.train, "val": self.val, "kinds": self.kinds},
             "dropped": self.dropped,
+            "redacted": self.redacted,
+            "reserved_memories": self.reserved,
+            "closest_across_split": self.closest,
+            "problems": list(self.problems),
             "paths": {"full": str(self.paths.full), "train": str(self.paths.train), "val": str(self.paths.val)},
             "seconds": round(self.seconds, 3),
             "peak_rss_bytes": peak_rss_bytes(),
@@ -126,4 +148,82 @@ class Whole:
             "registered": self.registered,
             "note": self.note,
             "peak_rss_bytes": peak_rss_bytes(),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What a brain holds, and what an export would make of it; the fields are those of ``Exported``."""
+
+    person: str
+    counts: dict[str, Any]
+    memories: int
+    journals: int
+    train: int
+    val: int
+    kinds: dict[str, int]
+    dropped: dict[str, int]
+    redacted: dict[str, int]
+    reserved: int
+    problems: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of ``--json``."""
+        rows = {"total": self.train + self.val, "train": self.train, "val": self.val, "kinds": self.kinds}
+        return {
+            "person": self.person,
+            **self.counts,
+            "memories": self.memories,
+            "journals": self.journals,
+            "rows": rows,
+            "dropped": self.dropped,
+            "redacted": self.redacted,
+            "reserved_memories": self.reserved,
+            "problems": list(self.problems),
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Previewed:
+    """Some rows, or what was left out for one reason: where it stood, and its text."""
+
+    person: str
+    rows: tuple[Example, ...]
+    listed: tuple[tuple[str, str], ...]
+    dropped: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of ``--json``."""
+        rows = [{"id": row.id, "kind": row.kind, "turns": [turn._asdict() for turn in row.turns]} for row in self.rows]
+        listed = [{"where": where, "text": text} for where, text in self.listed]
+        return {"person": self.person, "rows": rows, "listed": listed, "dropped": self.dropped}
+
+
+@dataclass(frozen=True, slots=True)
+class Forgot:
+    """What was hidden.
+
+    Args:
+        what: the tombstone, in words.
+        messages: how many messages it hides.
+        others: how many memories and journal entries it hides.
+        exported: the new dataset; None where there was none, or nothing was done.
+        made: runs that learned from what is gone, each with ``adapter``, ``gguf``, ``models``, and ``certain``: False
+            where the run does not say what it learned from.
+    """
+
+    what: str
+    messages: int
+    others: int
+    exported: Exported | None
+    made: tuple[dict[str, Any], ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of ``--json``."""
+        return {
+            "forgotten": self.what,
+            "messages": self.messages,
+            "memories_and_journals": self.others,
+            "export": self.exported.as_json() if self.exported else None,
+            "made_from_it": list(self.made),
         }

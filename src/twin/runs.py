@@ -54,6 +54,11 @@ class DatasetPaths:
         return self.root / "val.jsonl"
 
     @property
+    def reserved(self) -> Path:
+        """Memories kept out of every row and prompt, for evaluation."""
+        return self.root / "reserved.jsonl"
+
+    @property
     def report(self) -> Path:
         """Counts, dropped rows by reason, provenance."""
         return self.root / "dataset.json"
@@ -125,6 +130,11 @@ class RunPaths:
         return self.root / "registered.json"
 
     @property
+    def models(self) -> Path:
+        """The models that were registered from this run, and where."""
+        return self.root / "models.json"
+
+    @property
     def steps(self) -> Path:
         """Fingerprints of what each step of ``twin run`` read and wrote."""
         return self.root / "steps.json"
@@ -137,6 +147,28 @@ class RunPaths:
     def gguf(self, quantization: str) -> Path:
         """Return the model file of one quantization."""
         return self.root / f"model-{quantization}.gguf"
+
+
+def forgotten_file() -> Path:
+    """Return the project's file of tombstones: what of the brain is hidden."""
+    return Path("forgotten.json")
+
+
+def remember_model(paths: RunPaths, model: str, host: str) -> None:
+    """Note in a run's folder that a model was registered from it."""
+    known = registered_models(paths)
+    if {"model": model, "host": host} not in known:
+        write_json(paths.models, {"models": [*known, {"model": model, "host": host}]})
+
+
+def registered_models(paths: RunPaths) -> list[dict[str, str]]:
+    """Return the models that were registered from a run; they may have been removed since."""
+    return list(read_json(paths.models).get("models", [])) if paths.models.exists() else []
+
+
+def all_runs(root: Path = Path("adapters")) -> list[RunPaths]:
+    """Return every run with an adapter, by name."""
+    return [RunPaths(path.parent) for path in sorted(root.glob("*/adapter_config.json"))]
 
 
 def run_paths(name: str, root: Path = Path("adapters")) -> RunPaths:

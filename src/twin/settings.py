@@ -24,7 +24,7 @@ from twin.errors import UsageError, file_errors, nearest
 
 SETTINGS_FILE = "twin.toml"
 # Read where they are needed, not part of a section.
-OTHER_VARIABLES = {"TWIN_CACHE", "TWIN_LLAMA_CPP"}
+OTHER_VARIABLES = {"TWIN_CACHE", "TWIN_LLAMA_CPP", "TWIN_APP_URL", "TWIN_APP_TOKEN", "TWIN_SERVE_SECRET"}
 
 
 class Section(BaseModel):
@@ -50,6 +50,12 @@ class ExportSettings(Section):
         6.0, gt=0, le=87600, description="a silence this long, in hours, begins a new conversation"
     )
     context_turns: int = Field(24, ge=1, le=200, description="most earlier turns kept before a reply")
+    context_tokens: int = Field(1024, ge=16, le=32768, description="most tokens of earlier turns, by estimate")
+    redact: bool = Field(True, description="replace e-mails, phones, cards, IBANs, IPs and links with passwords")
+    regions: list[str] = Field([], description="countries of national phone numbers, most likely first: US, DE, IN")
+    pseudonyms: bool = Field(False, description="call other people [person 1], [person 2], … instead of their names")
+    reserve: float = Field(0.1, ge=0, le=0.5, description="share of memories kept out of everything, for evaluation")
+    processes: int = Field(0, ge=0, le=256, description="processes that build rows; 0: as many as there are processors")
 
 
 class TrainSettings(Section):
@@ -87,6 +93,19 @@ class OllamaSettings(Section):
     temperature: float | None = Field(None, ge=0, le=2, description="sampling temperature (default: the preset's)")
 
 
+class AppSettings(Section):
+    """Where the Chirag Clone app is."""
+
+    url: str = Field("http://localhost:8000", description="the app's address (TWIN_APP_URL)")
+    token_file: Path | None = Field(None, description="file of mode 600 with an admin's token, beside TWIN_APP_TOKEN")
+
+
+class ServeSettings(Section):
+    """How the export API is served."""
+
+    secret_file: Path | None = Field(None, description="file of mode 600 with the secret, beside TWIN_SERVE_SECRET")
+
+
 class Settings(BaseSettings):
     """All of it."""
 
@@ -97,6 +116,10 @@ class Settings(BaseSettings):
     train: TrainSettings = TrainSettings()
     gguf: GgufSettings = GgufSettings()
     ollama: OllamaSettings = OllamaSettings()
+    app: AppSettings = AppSettings()
+    serve: ServeSettings = ServeSettings()
+    people: dict[str, list[str]] = Field({}, description="a name, and its aliases, handles and phone numbers")
+    columns: dict[str, str] = Field({}, description="our names of a CSV's or JSONL's columns, and the file's own")
 
     @classmethod
     def settings_customise_sources(
@@ -112,7 +135,13 @@ class Settings(BaseSettings):
 
 
 def _section_names() -> dict[str, type[Section]]:
-    return {"export": ExportSettings, "train": TrainSettings, "gguf": GgufSettings, "ollama": OllamaSettings}
+    return {
+        "export": ExportSettings, "train": TrainSettings, "gguf": GgufSettings, "ollama": OllamaSettings,
+        "app": AppSettings, "serve": ServeSettings,
+    }  # fmt: skip
+
+
+_FREE_TABLES = ("people", "columns")  # their keys are the user's own
 
 
 def _check_toml(path: Path) -> None:
@@ -126,11 +155,13 @@ def _check_toml(path: Path) -> None:
         raise UsageError(f"'{path}' is not TOML: {error}.", "See https://toml.io for the format.") from None
     sections = _section_names()
     for name, table in data.items():
-        if name not in sections:
-            raise UsageError(f"'{path}' has an unknown table or key '{name}'.", nearest(name, sections))
+        if name not in (*sections, *_FREE_TABLES):
+            raise UsageError(
+                f"'{path}' has an unknown table or key '{name}'.", nearest(name, (*sections, *_FREE_TABLES))
+            )
         if not isinstance(table, dict):
             raise UsageError(f"'{name}' in '{path}' should be a table.", f"Write [{name}] and its keys below.")
-        for key in table:
+        for key in () if name in _FREE_TABLES else table:
             if key not in sections[name].model_fields:
                 raise UsageError(
                     f"'{path}' has an unknown key '{key}' in [{name}].", nearest(key, sections[name].model_fields)
@@ -163,6 +194,8 @@ def load_settings(**flags: Mapping[str, Any]) -> Settings:
     }
     if checkout := os.environ.get("TWIN_LLAMA_CPP"):
         given.setdefault("gguf", {}).setdefault("llama_cpp", checkout)
+    if url := os.environ.get("TWIN_APP_URL"):
+        given.setdefault("app", {}).setdefault("url", url)
     try:
         return Settings(**given)
     except SettingsError:

@@ -1,6 +1,5 @@
 """The app's JSON: exchanges of one source are one chat again; whatever has a wrong type is left out and counted."""
 
-from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -9,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.brain import reading
 from twin.brain.importers import app_brain
 from twin.errors import UsageError
-from twin.records import Conversation, Memory, Message, Personality
+from twin.records import ME, Conversation, Memory, Message, Personality
 
 
 def read(value):
     """Return (items, skipped) of a JSON value, or of bytes as they are."""
     Path("brain.json").write_bytes(value if isinstance(value, bytes) else orjson.dumps(value))
-    skipped = Counter()
-    return list(app_brain.read(Path("brain.json"), "brain.json", skipped)), dict(skipped)
+    return reading.read(app_brain, "brain.json")
 
 
 def row(context, response, timestamp=None, source="whatsapp:Beto"):
@@ -79,7 +78,7 @@ def test_exchanges_of_a_source_are_one_chat_in_time():
 def test_without_all_timestamps_the_files_order_stays():
     items, _ = read({"training_examples": [row("b", "2", "2024-01-02"), row("a", "1", "soon")]})
     assert [message.text for message in items[0].messages] == ["b", "2", "a", "1"]
-    assert {message.speaker for message in items[0].messages} == {"Beto", "me"}
+    assert {message.speaker for message in items[0].messages} == {"Beto", ME}
 
 
 def test_memories():

@@ -1,6 +1,5 @@
 """Instagram's and Messenger's JSON: mended text, the oldest first."""
 
-from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -9,10 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.brain import reading
+from tests.brain.reading import document
 from twin.brain.importers import meta, pick
 from twin.records import Conversation, Message
 
-texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20)
+texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=20)
 
 
 def broken(text):
@@ -28,8 +29,7 @@ def export(*messages):
 
 def read(value):
     Path("message_1.json").write_bytes(orjson.dumps(value))
-    skipped = Counter()
-    return list(meta.read(Path("message_1.json"), "m", skipped)), dict(skipped)
+    return reading.read(meta, "message_1.json", "m")
 
 
 def test_golden():
@@ -39,7 +39,7 @@ def test_golden():
         [Conversation("m", (Message("Zoë", "olé 👍", at), Message("Ana", "hi", at.replace(microsecond=1000))))],
         {},
     )
-    assert pick(Path("message_1.json"), orjson.dumps(data)) is meta
+    assert pick(document("message_1.json"), orjson.dumps(data)) is meta
 
 
 @given(st.lists(st.tuples(st.sampled_from(["Ana", "Zoë"]), texts), max_size=6))

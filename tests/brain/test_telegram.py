@@ -1,6 +1,5 @@
 """Telegram Desktop's JSON: what was typed comes back, what was not is counted."""
 
-from collections import Counter
 from datetime import datetime
 from pathlib import Path
 
@@ -9,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.brain import reading
+from tests.brain.reading import put
 from twin.brain import load
 from twin.brain.importers import pick, telegram
 from twin.errors import UsageError
@@ -27,9 +28,8 @@ def chat(*messages, **more):
 
 def read(value):
     data = value if isinstance(value, bytes) else orjson.dumps(value)
-    Path("result.json").write_bytes(data)
-    skipped = Counter()
-    return list(telegram.read(Path("result.json"), "t", skipped)), dict(skipped)
+    put("result.json", data)
+    return reading.read(telegram, "result.json", "t")
 
 
 def test_one_chat():
@@ -95,7 +95,12 @@ def test_any_messages_are_read_or_counted(rows):
 
 
 @given(
-    st.lists(st.tuples(st.sampled_from(["Ana", "Beto"]), st.text(st.characters(exclude_categories=["Cs"]), min_size=1)))
+    st.lists(
+        st.tuples(
+            st.sampled_from(["Ana", "Beto"]),
+            st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1),
+        )
+    )
 )
 def test_what_was_typed_comes_back(talk):
     typed = [(who, text.strip()) for who, text in talk if text.strip()]
@@ -105,10 +110,10 @@ def test_what_was_typed_comes_back(talk):
 
 def test_it_is_found_by_its_content():
     for data in (chat(said("Ana", "hi")), {"personal_information": {}, "chats": {"list": [chat(said("Ana", "hi"))]}}):
-        assert pick(Path("result.json"), orjson.dumps(data)[:60000]) is telegram
-    Path("brain").mkdir()
-    Path("brain/result.json").write_bytes(orjson.dumps(chat(said("Ana", "hi"), said("Beto", "yo"))))
-    assert [message.text for message in load([Path("brain")], "Ana").conversations[0].messages] == ["hi", "yo"]
+        assert pick(put("result.json", data), orjson.dumps(data)[:60000]) is telegram
+    put("brain/result.json", chat(said("Ana", "hi"), said("Beto", "yo")))
+    talk = next(load([Path("brain")], "Ana").conversations())
+    assert [message.text for message in talk.messages] == ["hi", "yo"]
 
 
 @pytest.mark.parametrize("data", [b'{"messages": [{"type": "mess', b"{" * 5000])

@@ -1,7 +1,5 @@
 """WhatsApp exports: what is written in either layout and any date order comes back message by message."""
 
-import zipfile
-from collections import Counter
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -9,6 +7,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from tests.brain import reading
+from tests.brain.reading import document
 from twin.brain.importers import whatsapp
 from twin.errors import UsageError
 from twin.records import Message
@@ -17,11 +17,10 @@ from twin.records import Message
 def read(text, name="chat.txt"):
     """Return (messages, skipped) of an export."""
     Path("chat.txt").write_bytes(text.encode("utf-8") if isinstance(text, str) else text)
-    skipped = Counter()
-    conversations = list(whatsapp.read(Path("chat.txt"), name, skipped))
+    conversations, skipped = reading.read(whatsapp, "chat.txt", name)
     assert len(conversations) <= 1
     assert all(conversation.id == name for conversation in conversations)
-    return [message for conversation in conversations for message in conversation.messages], dict(skipped)
+    return [message for conversation in conversations for message in conversation.messages], skipped
 
 
 STYLES = {
@@ -80,22 +79,22 @@ def test_what_was_written_comes_back(names, rows, style, line_end, bom):
         whole = at if STYLES[style][1] else at.replace(second=0)
         sent.append(Message(names[who], text, whole))
     text = export(sent, style, line_end)
-    assume(whatsapp.sniff(Path("chat.txt"), text.encode()))
+    assume(whatsapp.sniff(document("chat.txt"), text.encode()))
     assert read(("\ufeff" if bom else "") + text) == (sent, {})
 
 
 @given(st.text(max_size=300))
 def test_any_text_is_read_or_refused_with_a_sentence(text):
     Path("chat.txt").write_bytes(text.encode("utf-8"))
-    assert list(whatsapp.read(Path("chat.txt"), "x", Counter())) == [] or whatsapp.sniff(Path("x.txt"), text.encode())
+    assert reading.read(whatsapp, "chat.txt")[0] == [] or whatsapp.sniff(document("x.txt"), text.encode())
 
 
 @pytest.mark.parametrize("style", sorted(STYLES))
 def test_each_style_is_sniffed(style):
     line = export([Message("Ana", "hi", datetime(2024, 12, 31, 23, 59, 58))], style)
-    assert whatsapp.sniff(Path("x.txt"), line.encode())
-    assert whatsapp.sniff(Path("x.TXT"), ("Some title\n" + line).encode())
-    assert not whatsapp.sniff(Path("x.md"), line.encode())
+    assert whatsapp.sniff(document("x.txt"), line.encode())
+    assert whatsapp.sniff(document("x.TXT"), ("Some title\n" + line).encode())
+    assert not whatsapp.sniff(document("x.md"), line.encode())
 
 
 def test_bursts_and_lines_of_one_message_stay_apart():
@@ -206,7 +205,7 @@ LOCALES = {
 @pytest.mark.parametrize("line", LOCALES.values(), ids=LOCALES)
 def test_dates_of_other_locales(line):
     line = f"{line}\n"
-    assert whatsapp.sniff(Path("chat.txt"), line.encode())
+    assert whatsapp.sniff(document("chat.txt"), line.encode())
     assert read(line)[0] == [Message("Ana", "hola", datetime(2024, 1, 13, 20, 42))]
 
 
@@ -246,61 +245,3 @@ def test_a_caption_stays_and_its_file_name_goes():
 def test_a_line_that_only_looks_like_a_date_does_not_spoil_the_file():
     text = "09/01/2024, 18:42 - Ana: hi\n99/99/2024, 18:42 - pasted: yo\n"
     assert [message.text for message in read(text)[0]] == ["hi\n99/99/2024, 18:42 - pasted: yo"]
-
-
-# ---------------------------------------------------------------- the zip a phone makes
-
-CHAT = "09/01/2024, 18:42 - Ana: hi\n09/01/2024, 18:43 - Beto: yo\n"
-
-
-def pack(members, name="chat.zip"):
-    with zipfile.ZipFile(name, "w", zipfile.ZIP_DEFLATED) as archive:
-        for member, content in members.items():
-            archive.writestr(member, content)
-    return Path(name)
-
-
-@pytest.mark.parametrize("member", ["_chat.txt", "WhatsApp Chat with Beto.txt"])
-def test_a_zip_is_read_like_its_text(member):
-    path = pack({member: CHAT, "IMG-1.jpg": b"\xff\xd8", "notes.txt": "x"})
-    before = set(Path().iterdir())
-    assert whatsapp.sniff(path, path.read_bytes())
-    talk = next(whatsapp.read(path, "z", Counter()))
-    assert [(message.speaker, message.text) for message in talk.messages] == [("Ana", "hi"), ("Beto", "yo")]
-    assert set(Path().iterdir()) == before  # nothing is unpacked
-
-
-@pytest.mark.parametrize(
-    "members", [{}, {"a.txt": CHAT}, {"../_chat.txt": CHAT}, {"_chat.txt": CHAT, "WhatsApp Chat.txt": CHAT}]
-)
-def test_a_zip_that_is_no_chat(members):
-    assert not whatsapp.sniff(pack(members), b"PK")
-
-
-def test_a_zip_bomb_is_refused():
-    with pytest.raises(UsageError, match=r"'_chat.txt' in 'chat.zip' would unpack to 30,000,000 bytes"):
-        list(whatsapp.read(pack({"_chat.txt": b"a" * 30_000_000}), "z", Counter()))
-
-
-def test_a_zip_with_a_password_is_refused():
-    path = pack({"_chat.txt": CHAT})
-    data = bytearray(path.read_bytes())
-    for magic, place in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
-        data[data.index(magic) + place] |= 1
-    path.write_bytes(data)
-    with pytest.raises(UsageError, match=r"'chat\.zip' has a password"):
-        list(whatsapp.read(path, "z", Counter()))
-
-
-@given(st.integers(0, 200), st.integers(0, 255))
-def test_a_broken_zip_is_a_sentence(place, value):
-    data = bytearray(pack({"_chat.txt": CHAT}).read_bytes())
-    data[place % len(data)] = value
-    Path("chat.zip").write_bytes(data)
-    try:
-        if whatsapp.sniff(Path("chat.zip"), b"PK"):
-            list(whatsapp.read(Path("chat.zip"), "z", Counter()))
-    except UsageError as error:
-        assert error.hint
-    except UnicodeDecodeError:
-        pass  # ``brain`` says it with the file's name

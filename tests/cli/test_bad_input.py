@@ -19,6 +19,7 @@ import pytest
 from tests.cli.conftest import NOBODY, listing
 from tests.tiny import save_model
 from twin import files, runs
+from twin.brain.importers import IMPORTERS
 from twin.ollama.client import OllamaClient
 from twin.ollama.register import PARTIAL
 
@@ -66,8 +67,7 @@ def test_an_empty_folder(twin):
         "export",
         exit_code=2,
         error="Nothing in 'brain' is a layout that twin reads.",
-        hint="It reads: the app's brain JSON and core memories JSON; Markdown and text journals; "
-        "Instagram's and Messenger's JSON; Telegram Desktop's JSON export; WhatsApp exports (text or zip).",
+        hint="It reads: " + "; ".join(importer.LAYOUT for importer in IMPORTERS) + ".",
     )
 
 
@@ -78,8 +78,8 @@ def test_an_empty_file(twin, brain, content):
     twin.refuses(
         "export",
         exit_code=2,
-        error="'brain/with Cy.txt' is empty.",
-        hint="Export it again, or take it out of the folder.",
+        error="It is not clear whose twin this should be.",
+        hint="Say so with --person NAME. Speakers: Bo (20), Ada (20). Left out: 'brain/with Cy.txt' is empty.",
     )
 
 
@@ -483,8 +483,7 @@ def test_a_limit_on_file_size(twin, brain):
         "export", "--person", "Ada", preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (65536, 65536))
     )
     sentence, hint = done.stderr.splitlines()
-    assert sentence.startswith("Error: Could not write 'data/")
-    assert sentence.endswith(".jsonl': File too large.")
+    assert sentence == "Error: Could not write 'data': File too large."
     assert hint == "Hint: Check the disk and the path."
     assert (done.returncode, done.stdout) == (3, "")
     assert partials() == []
@@ -511,7 +510,7 @@ def test_a_full_disk(twin, brain, small_disk):
     brain(messages=3000)
     done = twin("export", "--person", "Ada", "--output", "small/data")
     sentence, hint = done.stderr.splitlines()
-    assert sentence.startswith("Error: The disk is full: could not write 'small/data/")
+    assert sentence == "Error: The disk is full: could not write 'small/data'."
     assert hint == "Hint: Free some space and run the same command again."
     assert (done.returncode, done.stdout) == (3, "")
     assert partials() == []
@@ -639,7 +638,7 @@ def test_ctrl_c_while_an_export_reads_with_json(twin, brain):
     brain(messages=60_000)
     process = twin.start("export", "--person", "Ada", "--json", "--verbose", preexec_fn=_hear_ctrl_c)
     line = process.stderr.readline()
-    assert line.startswith("Reading the brain: ")
+    assert line.startswith("Looking through the brain: ")
     code, out, err = interrupt(process)
     assert (code, err) == (130, INTERRUPTED)
     assert json.loads(out) == {

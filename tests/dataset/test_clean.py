@@ -7,27 +7,28 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twin.dataset.clean import Habits, habits, in_their_hand, normalise, reason_to_drop
-from twin.records import Brain, Conversation, Example, Message, Turn
+from twin.dataset.clean import Habits, in_their_hand, pasted, reason_to_drop, tidied, tidy
 
 
-def row(reply, asked="really?"):
-    return Example("r", "c", "chat", (Turn("user", asked), Turn("assistant", reply)))
+def reason(reply, asked="really?", quality_filter=True):
+    return reason_to_drop(asked, reply, quality_filter)
 
 
-def spoken(*texts):
-    return Brain("Ana", (Conversation("c", tuple(Message("Ana", text) for text in texts)),))
+def heard(*texts):
+    hand = Habits()
+    hand.hear(texts)
+    return hand.starts_lowercase, hand.ends_with_full_stop
 
 
 @pytest.mark.parametrize(
     "reply", ["lol", "ok", "k", "no", "👍", "<3", "हाँ", "はい", "да", "7", "a.", "see https://x.y"]
 )
 def test_words_stay(reply):
-    assert reason_to_drop(row(reply), quality_filter=True) is None
+    assert reason(reply) is None
 
 
 @pytest.mark.parametrize(
-    ("reply", "reason"),
+    ("reply", "expected"),
     [
         ("", "empty reply"),
         ("https://x.y/z", "links only"),
@@ -37,56 +38,65 @@ def test_words_stay(reply):
         ("- – —", "punctuation only"),
     ],
 )
-def test_what_is_dropped_and_why(reply, reason):
-    assert reason_to_drop(row(reply), quality_filter=True) == reason
+def test_what_is_dropped_and_why(reply, expected):
+    assert reason(reply) == expected
 
 
 def test_an_empty_prompt_or_reply_is_dropped_even_without_the_filter():
-    assert reason_to_drop(row("hi", asked=""), quality_filter=False) == "empty prompt"
-    assert reason_to_drop(row(""), quality_filter=False) == "empty reply"
-    assert reason_to_drop(row("..."), quality_filter=False) is None
+    assert reason("hi", "", False) == "empty prompt"
+    assert reason("", quality_filter=False) == "empty reply"
+    assert reason("...", quality_filter=False) is None
 
 
-def test_normalise_golden():
-    assert normalise(row("\u200e a\r\nb\rc \u2069", asked=" q\ufeff ")) == row("a\nb\nc", asked="q")
+def test_tidy_golden():
+    assert tidy("\u200e a\r\nb\rc \u2069") == "a\nb\nc"
 
 
 def test_joined_emoji_and_joiners_of_scripts_stay():
     family = "👩\u200d👧 می\u200cروم"
-    assert normalise(row(family)).reply == family
+    assert tidy(family) == family
 
 
-@given(st.text(max_size=60), st.text(max_size=60))
-def test_normalise_is_idempotent_and_keeps_words(asked, reply):
-    once = normalise(row(reply, asked))
-    assert "\r" not in once.reply
-    assert [letter for letter in once.reply if letter.isalnum()] == [letter for letter in reply if letter.isalnum()]
-    assert [turn.role for turn in once.turns] == ["user", "assistant"]
-    twice = normalise(once)
-    assert len(twice.reply) <= len(once.reply)
+@given(st.text(max_size=60))
+def test_tidy_is_idempotent_and_keeps_words(text):
+    once = tidy(text)
+    assert "\r" not in once
+    assert [letter for letter in once if letter.isalnum()] == [letter for letter in text if letter.isalnum()]
+    assert once == once.strip()
+    assert tidied([text, "plain"]) == [once, "plain"]
+    once.encode("utf-8")
 
 
-def test_habits_are_the_persons_own():
-    brain = Brain(
-        "Ana",
-        (
-            Conversation(
-                "c", (Message("Ana", "hi"), Message("Ana", "So."), Message("Beto", "LOUD."), Message("Ana", "7"))
-            ),
-        ),
-    )
-    assert habits(brain) == Habits(starts_lowercase=0.5, ends_with_full_stop=1 / 3)
-    assert habits(Brain("Ana")) == Habits(0.0, 1.0)
-    assert habits(spoken("字", "한")) == Habits(0.0, 0.0)
+def test_halves_of_characters_are_left_out():
+    assert tidy("a\ud83d b\r\nc\0\u200e") == "a b\nc"
+
+
+def test_habits_are_counted():
+    assert heard("hi", "So.", "7") == (0.5, 1 / 3)
+    assert heard() == (0.0, 1.0)
+    assert heard("字", "한") == (0.0, 0.0)
+    one, other = Habits(), Habits()
+    one.hear(["hi"])
+    other.hear(["So.", "7"])
+    one.merge(other)
+    assert (one.starts_lowercase, one.ends_with_full_stop) == (0.5, 1 / 3)
+
+
+def test_what_was_hardly_typed():
+    assert pasted("word " * 400)
+    assert pasted("see https://a.example " + "word " * 130)
+    assert not pasted("word " * 130)
+    assert reason("x" * 4001) == "over-long"
+    assert reason("x" * 4000) is None
 
 
 @pytest.mark.parametrize(
     ("hand", "written"),
     [
-        (Habits(1.0, 0.0), "likes tea"),
-        (Habits(0.5, 0.0), "Likes Tea"),
-        (Habits(0.0, 1.0), "Likes Tea."),
-        (Habits(1.0, 0.5), "likes tea."),
+        (Habits(10, 0, 10, 10), "likes tea"),
+        (Habits(10, 0, 10, 5), "Likes Tea"),
+        (Habits(10, 10, 10, 0), "Likes Tea."),
+        (Habits(10, 5, 10, 10), "likes tea."),
     ],
 )
 def test_statements_in_their_hand(hand, written):
@@ -96,9 +106,9 @@ def test_statements_in_their_hand(hand, written):
 # Was wrong once: _LINKS_ONLY backtracks exponentially.
 def test_a_long_link_does_not_hang():
     code = (
-        "from twin.dataset.clean import reason_to_drop\nfrom twin.records import Example, Turn\n"
+        "from twin.dataset.clean import reason_to_drop\n"
         "reply = 'http://a' * 60 + ' x'\n"
-        "print(reason_to_drop(Example('r', 'c', 'chat', (Turn('user', 'q'), Turn('assistant', reply))), True))"
+        "print(reason_to_drop('q', reply, True))"
     )
     # A process of its own: Python's regex engine can't be interrupted from inside.
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=3)

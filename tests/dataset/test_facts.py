@@ -8,12 +8,13 @@ from hypothesis import strategies as st
 
 from twin import prompt
 from twin.brain import load
-from twin.dataset.clean import Habits, habits
+from twin.dataset.clean import Habits
 from twin.dataset.facts import fact_rows, journal_rows, memory_rows, rare_words, response_rows
+from twin.dropped import Dropped
 from twin.prompt import SystemPrompt
 from twin.records import Brain, JournalEntry, Memory, Personality
 
-PLAIN = Habits(starts_lowercase=0.0, ends_with_full_stop=1.0)
+PLAIN = Habits(texts=10, stops=10, cased=10, lower=0)
 NOTHING = SystemPrompt("", frozenset(), frozenset())
 
 
@@ -38,14 +39,14 @@ def test_rare_words_are_words_of_the_text(texts):
 
 def test_a_memory_as_a_row():
     brain = Brain("Ana", memories=(Memory("m#1", "Plays the accordion badly."), Memory("m#2", "Is in the prompt")))
-    rows = list(memory_rows(brain, SystemPrompt("", frozenset({"m#2"}), frozenset()), PLAIN))
+    rows = list(memory_rows(brain, SystemPrompt("", frozenset({"m#2"}), frozenset()), PLAIN, Dropped()))
     (row, at) = rows[0]
     assert len(rows) == 1
     assert (row.id, row.conversation_id, row.kind, row.reply, at) == (
         "m#1",
         "m#1",
         "memory",
-        "Plays the accordion badly.",
+        "I play the accordion badly.",
         None,
     )
     assert row.turns[0].content == "accordion and badly, what should I know?"
@@ -55,14 +56,14 @@ def test_a_reply_is_in_the_persons_hand():
     brain = Brain(
         "Ana", memories=(Memory("m#1", "Plays the Accordion."),), personality=Personality(facts=("Is TALL.",))
     )
-    hand = Habits(starts_lowercase=1.0, ends_with_full_stop=0.0)
-    assert [row.reply for row, _ in memory_rows(brain, NOTHING, hand)] == ["plays the accordion"]
-    assert [row.reply for row, _ in fact_rows(brain, NOTHING, hand)] == ["is tall"]
+    hand = Habits(texts=10, stops=0, cased=10, lower=10)
+    assert [row.reply for row, _ in memory_rows(brain, NOTHING, hand, Dropped())] == ["i play the accordion"]
+    assert [row.reply for row, _ in fact_rows(brain, NOTHING, hand, Dropped())] == ["i am tall"]
 
 
 def test_facts_keep_their_number():
     brain = Brain("Ana", personality=Personality(facts=("Zero thing", "One thing", "Two thing")))
-    rows = list(fact_rows(brain, SystemPrompt("", frozenset(), frozenset({"One thing"})), PLAIN))
+    rows = list(fact_rows(brain, SystemPrompt("", frozenset(), frozenset({"One thing"})), PLAIN, Dropped()))
     assert [row.id for row, _ in rows] == ["profile#fact0", "profile#fact2"]
     assert [row.kind for row, _ in rows] == ["fact", "fact"]
 
@@ -103,25 +104,29 @@ def test_response_examples():
 
 def test_no_stock_question_in_the_sample_brain(sample_brain):
     brain = load([sample_brain])
-    hand = habits(brain)
-    for rows in (memory_rows(brain, NOTHING, hand), fact_rows(brain, NOTHING, hand), journal_rows(brain)):
+    hand = PLAIN
+    for rows in (
+        memory_rows(brain, NOTHING, hand, Dropped()),
+        fact_rows(brain, NOTHING, hand, Dropped()),
+        journal_rows(brain),
+    ):
         kind = list(rows)
         assert len(kind) > 5
         assert len(set(asked(kind))) == len(kind)
         assert all(row.turns[0].content.casefold() != row.reply.casefold() for row, _ in kind)
     system = prompt.build(brain)
-    assert len(list(memory_rows(brain, system, hand))) == len(brain.memories) - len(system.memory_ids)
+    assert len(list(memory_rows(brain, system, hand, Dropped()))) == len(brain.memories) - len(system.memory_ids)
 
 
 @pytest.mark.parametrize("text", ["{a} {0} {nothing}", "100% %s", "\\1 tricky {word}"])
 def test_braces_in_a_memory_are_words(text):
-    rows = list(memory_rows(Brain("Ana", memories=(Memory("m", text),)), NOTHING, PLAIN))
+    rows = list(memory_rows(Brain("Ana", memories=(Memory("m", text),)), NOTHING, PLAIN, Dropped()))
     assert rows[0][0].reply == text
 
 
 # Was wrong once: a single word is asked for twice, and words with vowel signs are cut at each sign.
 def test_a_memory_of_one_rare_word_does_not_say_it_twice():
-    question = asked(memory_rows(Brain("Ana", memories=(Memory("m", "Likes honey"),)), NOTHING, PLAIN))[0]
+    question = asked(memory_rows(Brain("Ana", memories=(Memory("m", "Likes honey"),)), NOTHING, PLAIN, Dropped()))[0]
     assert question.casefold().count("honey") == 1
 
 

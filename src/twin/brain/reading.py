@@ -1,31 +1,104 @@
-"""What importers of JSON share: a whole object or a sentence, and dates that may be none."""
+"""What importers share: JSON read item by item, dates that may be none, text that is text, chats in pieces."""
 
 from __future__ import annotations
 
-from datetime import datetime
-from pathlib import Path
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
+from twin.brain.document import Document
 from twin.errors import UsageError
+from twin.records import Conversation, Message
+
+WHOLE_BYTES = 64 << 20  # JSON up to this size is parsed at once: six times as fast, and ten times its size in memory
+PIECE = 4096  # messages of a conversation that are held at a time
+_BOM = b"\xef\xbb\xbf"
 
 
-def json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in ``path``; a byte order mark is no error.
+def starts_as_json(document: Document, head: bytes, opening: bytes = b"{") -> bool:
+    """Say whether a ``.json`` begins with ``opening``; a byte order mark is no error."""
+    return document.suffix == ".json" and head.removeprefix(_BOM).lstrip().startswith(opening)
+
+
+def json_value(document: Document, most: int = 256 << 20) -> Any:
+    """Return what a JSON document holds.
 
     Raises:
-        UsageError: JSON that does not parse (a truncated download, say), or no object.
+        UsageError: JSON that does not parse (a truncated download, say), or over ``most`` bytes.
     """
+    if document.size > most:
+        raise UsageError(f"{document} is {document.size:,} bytes, more than twin reads at once.", "Export less of it.")
+    with document.open() as handle:
+        data = handle.read(most + 1)
     try:
-        data = orjson.loads(path.read_bytes().removeprefix(b"\xef\xbb\xbf"))
+        return orjson.loads(data.removeprefix(_BOM))
     except orjson.JSONDecodeError as error:
         raise UsageError(
-            f"'{path}' is broken JSON: {error.msg} at line {error.lineno}.", "It may be cut short: export it again."
+            f"{document} is broken JSON: {error.msg} at line {error.lineno}.",
+            "It may be cut short: export it again.",
         ) from None
+
+
+def json_object(document: Document) -> dict[str, Any]:
+    """Return the JSON object in a document.
+
+    Raises:
+        UsageError: JSON that does not parse, or no object.
+    """
+    data = json_value(document)
     if not isinstance(data, dict):
-        raise UsageError(f"'{path}' should hold a JSON object.", "Export it again.")
+        raise UsageError(f"{document} should hold a JSON object.", "Export it again.")
     return data
+
+
+def json_items(document: Document, *path: str) -> Iterator[Any]:
+    """Yield the items of the list at ``path``, one at a time: a document of any size costs the memory of one item.
+
+    Args:
+        document: the file.
+        path: keys that lead to the list, none for a list at the top; ``"*"`` stands for each item of a list.
+
+    Raises:
+        UsageError: broken JSON, after the items before the break.
+    """
+    done = 0
+    if document.size <= WHOLE_BYTES:
+        with document.open() as handle:
+            data = handle.read(WHOLE_BYTES + 1)
+        try:
+            value = orjson.loads(data.removeprefix(_BOM))
+        except orjson.JSONDecodeError:
+            pass  # the items before the break are read below, and the break gets its sentence there
+        else:
+            yield from _at(value, path)
+            return
+    import ijson  # late: files this large are rare
+
+    prefix = ".".join([*("item" if key == "*" else key for key in path), "item"])
+    with document.open() as handle:
+        if handle.read(3) != _BOM:
+            handle.seek(0)
+        try:
+            for item in ijson.items(handle, prefix, use_float=True):
+                done += 1
+                yield item
+        except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            raise UsageError(
+                f"{document} is broken JSON after {done} items: {reason}.", "It may be cut short: export it again."
+            ) from None
+
+
+def _at(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
+    if not path:
+        yield from value if isinstance(value, list) else ()
+    elif path[0] == "*":
+        for item in value if isinstance(value, list) else ():
+            yield from _at(item, path[1:])
+    elif isinstance(value, dict):
+        yield from _at(value.get(path[0]), path[1:])
 
 
 def iso_time(value: Any) -> datetime | None:
@@ -34,3 +107,39 @@ def iso_time(value: Any) -> datetime | None:
         return datetime.fromisoformat(value).replace(tzinfo=None) if isinstance(value, str) else None
     except ValueError:
         return None
+
+
+def epoch_time(value: Any, per_second: float = 1) -> datetime | None:
+    """Return the UTC time of a number of ticks since 1970, ``per_second`` of them a second; None for anything else."""
+    try:
+        seconds = float(value) / per_second if isinstance(value, int | float | str) else None
+        return datetime.fromtimestamp(seconds, UTC).replace(tzinfo=None) if seconds is not None else None
+    except (ValueError, OverflowError, OSError):
+        return None
+
+
+def clean(value: Any) -> str:
+    """Return a string without edge spaces, NULs and halves of characters (lone surrogates); of anything else ``""``."""
+    if not isinstance(value, str):
+        return ""
+    return value.encode("utf-8", "ignore").decode("utf-8").replace("\0", "").strip()
+
+
+def pieces(conversation_id: str, messages: Iterable[Message]) -> Iterator[Conversation]:
+    """Yield a conversation in pieces of at most 4,096 messages, each with the number of its first.
+
+    Where ``messages`` ends with an error, what came before it is yielded first.
+    """
+    start, held = 0, list[Message]()
+    try:
+        for message in messages:
+            held.append(message)
+            if len(held) == PIECE:
+                yield Conversation(conversation_id, tuple(held), start)
+                start, held = start + PIECE, []
+    except UsageError:
+        if held:
+            yield Conversation(conversation_id, tuple(held), start)
+        raise
+    if held:
+        yield Conversation(conversation_id, tuple(held), start)

@@ -7,7 +7,20 @@ from typing import Annotated
 import typer
 
 from twin import __version__
-from twin.cli.commands import chat, demo, export, gguf, presets, register, run, train
+from twin.cli.commands import (
+    chat,
+    demo,
+    export,
+    forget,
+    gguf,
+    presets,
+    preview,
+    register,
+    run,
+    serve,
+    stats,
+    train,
+)
 
 app = typer.Typer(
     name="twin",
@@ -20,7 +33,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a bug, 2 usage or settings, 3 the machine lacks something, 4 the step failed, "
     "5 a check refused, 130 interrupted.",
 )
-for module in (demo, run, export, train, gguf, register, chat):
+for module in (demo, run, stats, preview, export, train, gguf, register, chat, forget, serve):
     app.command(name=module.NAME, help=module.HELP)(module.command)
 app.add_typer(presets.app, name="presets")
 

@@ -106,6 +106,14 @@ class ConsoleReporter:
             self.console.print(f"{title}: {seconds:.1f} s", markup=False)
 
 
+def few_reasons(dropped: dict[str, int], most: int = 20) -> list[tuple[str, int]]:
+    """Return the most frequent reasons for leaving something out, in the order of their names, and one for the rest."""
+    ranked = sorted(dropped.items(), key=lambda item: -item[1])
+    shown = sorted(ranked[:most])
+    rest = sum(count for _, count in ranked[most:])
+    return [*shown, *([(f"{len(ranked) - most} other reasons, in dataset.json", rest)] if rest else [])]
+
+
 @dataclass(frozen=True, slots=True)
 class Output:
     """How one command talks.

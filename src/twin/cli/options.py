@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
@@ -32,3 +34,10 @@ Model = Annotated[str | None, typer.Option(help="Base model: a hub id, a folder,
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int | None, typer.Option(help="Seed; the same seed gives the same result.")]
 Force = Annotated[bool, typer.Option("--force", help="Replace a model of that name.")]
+
+
+def hidden_prompt() -> Callable[[str], str] | None:
+    """Return what asks for a secret without showing it, None where nobody can answer."""
+    from getpass import getpass
+
+    return getpass if sys.stdin is not None and sys.stdin.isatty() else None

@@ -1,92 +1,303 @@
 """Brain → rows. Pure functions on iterators; ``build`` puts them together.
 
-conversations → sessions (window) → examples (window) ┐
-memories, facts, journals, response examples (facts) ─┴→ clean → dedup → split → system prompt → formats
+conversations → sessions (window) → rows (shard, in several processes) ┐
+memories, facts, journals, response examples (facts) ──────────────────┴→ table → dedup → thin → split → system → files
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
 
-from twin.dataset.clean import habits, normalise, reason_to_drop
-from twin.dataset.dedup import Deduplicator
+import numpy as np
+
+from twin.dataset import dedup, shard, split
 from twin.dataset.facts import fact_rows, journal_rows, memory_rows, response_rows
-from twin.dataset.split import split
-from twin.dataset.system import with_system
-from twin.dataset.window import conversation_examples
-from twin.errors import StepError
+from twin.dataset.private import Private
+from twin.dataset.shard import KINDS, Job, Shard, Source
+from twin.dataset.split import Closest
+from twin.dataset.system import prompt_of
+from twin.dataset.table import Rows, Table, shuffled, thinned
+from twin.dropped import Dropped
+from twin.errors import MachineError, StepError
 from twin.prompt import SystemPrompt, reworded
-from twin.records import Brain, Example
+from twin.records import Brain, Chats
 from twin.settings import ExportSettings
 
+_PART_BYTES = 8 << 20  # what one process takes at a time
+_WORTH_PROCESSES = 24 << 20
+_PAIRS_A_TASK = 4096
+Tick = Callable[[float], None]
+Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True)
 class Dataset:
     """What an export found.
 
     Args:
         train: rows to learn from, shuffled by the seed.
         val: held-out rows, in the order of their conversations.
-        dropped: how many rows were left out, by reason.
+        dropped: what was left out, by reason.
         kinds: how many rows were kept, by where they come from.
+        redacted: how many private values were replaced, by kind.
+        closest: the closest pair across the split; None: nothing is even half alike.
+        sources: of each document its speakers and its span of time.
     """
 
-    train: tuple[Example, ...]
-    val: tuple[Example, ...]
-    dropped: dict[str, int]
+    train: Rows
+    val: Rows
+    dropped: Dropped
     kinds: dict[str, int]
+    redacted: dict[str, int]
+    closest: Closest | None
+    sources: dict[str, Source]
+
+    def close(self) -> None:
+        """Close the files that the rows are read from."""
+        self.train.table.close()
+
+
+def other_names(brain: Brain) -> tuple[str, ...]:
+    """Return the names of everyone else who speaks, whole and by their first word."""
+    names = {message.speaker for one in brain.conversations() for message in one.messages} - {brain.person}
+    return tuple(sorted(names | {name.split()[0] for name in names if len(name.split()[0]) > 2}))
 
 
 def build(
-    brain: Brain, prompt: SystemPrompt, settings: ExportSettings, tick: Callable[[], None] = lambda: None
+    brain: Brain,
+    prompt: SystemPrompt,
+    settings: ExportSettings,
+    scratch: Path,
+    private: Private | None = None,
+    tick: Tick = lambda rows: None,
+    watch: str | None = None,
 ) -> Dataset:
     """Return the dataset of ``brain``.
 
     Args:
-        brain: what the person said.
+        brain: what the person said; its memories, journals and profile as ``private`` left them.
         prompt: the system prompt; what stands in it does not become a row of its own.
         settings: filters, window, split and seed.
-        tick: called once a row looked at.
+        scratch: a folder for the rows while they are chosen among; they are read from it as long as they are used.
+        private: what was done to the brain's memories, so that placeholders go on counting.
+        tick: called with the number of rows that were looked at.
+        watch: the reason whose dropped rows are listed.
 
     Raises:
         StepError: not one row is left; the sentence counts the reasons.
+        GateError: the split leaks.
     """
-    dropped: Counter[str] = Counter(brain.skipped)
-    hand = habits(brain)
-    seen = Deduplicator()
-    kept: list[tuple[Example, float | None]] = []
-    candidates = [
-        *conversation_examples(brain, settings, dropped),
-        *memory_rows(brain, prompt, hand),
-        *fact_rows(brain, prompt, hand),
-        *journal_rows(brain),
-        *response_rows(brain),
-    ]
-    for example, at in candidates:
-        tick()
-        row = normalise(example)
-        reason = reason_to_drop(row, settings.quality_filter)
-        if reason is None and settings.deduplicate:
-            reason = seen.reason_to_drop(row)
-        if reason:
-            dropped[reason] += 1
-        else:
-            kept.append((row, at))
-    if not kept:
-        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.most_common()) or "nothing was said"
+    private = private or Private(brain.person, settings)
+    job = Job(brain.person, settings, private.names, watch)
+    dropped = Dropped(watch)
+    dropped.merge(brain.dropped)
+    dropped.merge(private.dropped)
+    groups = _grouped(brain.chats)
+    with _pool(settings, brain.chats) as run:
+        shards = []
+        for one in run(partial(_chat_shard, job, scratch), enumerate(groups)):
+            shards.append(one)
+            tick(len(one.kinds))
+        for one in shards[1:]:
+            shards[0].habits.merge(one.habits)
+        hand = shards[0].habits
+        extra = [
+            *memory_rows(brain, prompt, hand, dropped),
+            *fact_rows(brain, prompt, hand, dropped),
+            *journal_rows(brain),
+            *response_rows(brain),
+        ]
+        shards.append(shard.examples(extra, job, scratch / "others"))
+        tick(len(shards[-1].kinds))
+        table = Table(shards, private.redactor)
+        for one in shards:
+            dropped.merge(one.dropped)
+        alive, pairs, similar = _distinct(table, settings, dropped, run)
+    if not alive.any():
+        reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.counts.most_common())
         raise StepError(
-            f"The dataset is empty: no row of '{brain.person}' is left ({reasons}).",
+            f"The dataset is empty: no row of '{brain.person}' is left ({reasons or 'nothing was said'}).",
             "Check --person, add conversations in which they answer, or try --no-quality-filter.",
         )
-    train, val = split(kept, settings)
-    if not train:
+    val, closest = _split(table, alive, (pairs, similar), settings)
+    rows = np.flatnonzero(alive)
+    held = val[table.session[rows]]
+    if held.all():
         raise StepError(
             "The dataset has no training rows: all are held out.", "Lower --validation-split or add conversations."
         )
-    if settings.include_system:
-        train = with_system(train, prompt.text, reworded(brain), settings.seed)
-        val = with_system(val, prompt.text, prompt.text, settings.seed, share=0)
-    kinds: Counter[str] = Counter(example.kind for example in [*train, *val])
-    return Dataset(tuple(train), tuple(val), dict(dropped), dict(kinds))
+    train_prompt, val_prompt = _prompts(table, prompt, brain, settings)
+    kinds = Counter(KINDS[number] for number in table.kinds[rows].tolist())
+    return Dataset(
+        Rows(table, shuffled(rows[~held], settings.seed), train_prompt),
+        Rows(table, rows[held], val_prompt),
+        dropped,
+        dict(kinds),
+        dict(sum((one.redacted for one in shards), Counter(private.redactor.counts))),
+        closest,
+        {name: source for one in shards for name, source in one.sources.items() if source.people},
+    )
+
+
+# ---------------------------------------------------------------- in several processes
+
+
+def _grouped(chats: Sequence[Chats]) -> list[list[Chats]]:
+    """Return the files in runs of some megabytes; which run a file is in does not depend on the processes."""
+    groups: list[list[Chats]] = [[]]
+    size = 0
+    for one in chats:
+        if size >= _PART_BYTES:
+            groups.append([])
+            size = 0
+        groups[-1].append(one)
+        size += one.size
+    return groups
+
+
+def _chat_shard(job: Job, scratch: Path, numbered: tuple[int, Sequence[Chats]]) -> Shard:
+    number, chats = numbered
+    return shard.chats(chats, job, scratch / f"part-{number}")
+
+
+@contextmanager
+def _pool(settings: ExportSettings, chats: Sequence[Chats]) -> Iterator[Map]:
+    """Yield a ``map`` over processes where there is enough to do, else the one of this process."""
+    workers = settings.processes or (os.process_cpu_count if hasattr(os, "process_cpu_count") else os.cpu_count)() or 1
+    if workers < 2 or sum(one.size for one in chats) < _WORTH_PROCESSES:
+        yield map
+        return
+    # Not forked: the parent may have threads (a progress bar's), and locks of theirs would be copied held.
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+
+        def spread(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+            try:
+                yield from pool.map(work, items)
+            except BrokenProcessPool:
+                raise MachineError(
+                    "A process that builds rows was ended from outside, for memory most often.",
+                    "Set processes = 1 in [export] of twin.toml; a script of yours needs if __name__ == '__main__'.",
+                ) from None
+
+        yield spread
+
+
+# ---------------------------------------------------------------- choosing
+
+
+def _distinct(
+    table: Table, settings: ExportSettings, dropped: Dropped, run: Map
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return which rows stay, the pairs among them that are somewhat alike, and how much."""
+    alive = np.ones(table.rows, bool)
+    if settings.deduplicate:
+        first = dedup.first_of_each(table.keys)
+        _drop(table, ~first, "duplicate", dropped)
+        alive &= first
+    pairs = dedup.candidates(table.bands, alive)
+    similar = np.array(list(chain.from_iterable(run(_similar, _pair_tasks(table, pairs)))), np.float64)
+    if settings.deduplicate:
+        near = dedup.near_duplicates(pairs, similar, table.rows)
+        _drop(table, near, "near-duplicate", dropped)
+        alive &= ~near
+    if settings.quality_filter:
+        often = thinned(table.replies, alive & (table.kinds == 0), settings.seed)
+        _drop(table, often, "repeated reply", dropped)
+        alive &= ~often
+    both = alive[pairs[:, 0]] & alive[pairs[:, 1]] if len(pairs) else np.empty(0, bool)
+    return alive, pairs[both], similar[both]
+
+
+def _pair_tasks(table: Table, pairs: np.ndarray) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
+    """Yield pairs of rows, some thousand at a time, with the texts of those rows."""
+    for begin in range(0, len(pairs), _PAIRS_A_TASK):
+        some = pairs[begin : begin + _PAIRS_A_TASK]
+        rows = np.unique(some)
+        yield some, dict(zip(rows.tolist(), table.texts(rows), strict=True))
+
+
+def _similar(task: tuple[np.ndarray, dict[int, str]]) -> list[float]:
+    return dedup.similarities(*task)
+
+
+def _drop(table: Table, gone: np.ndarray, reason: str, dropped: Dropped) -> None:
+    rows = np.flatnonzero(gone)
+    if dropped.watch == reason:
+        for row in table.records(rows):
+            dropped.add(reason, row["messages"][-1]["content"], row["id"])
+    elif len(rows):
+        dropped.counts[reason] += len(rows)
+
+
+def _split(
+    table: Table, alive: np.ndarray, alike: tuple[np.ndarray, np.ndarray], settings: ExportSettings
+) -> tuple[np.ndarray, Closest | None]:
+    """Return which sessions are held out, and the closest pair across the split.
+
+    By time, whatever else is dated after the first held-out conversation is held out with them: a journal of that week
+    would tell the twin what it is later asked.
+    """
+    pairs, similar = alike
+    rows = np.flatnonzero(alive)
+    used = np.unique(table.session[rows])  # sessions that still have rows, in order
+    place = np.full(len(table.session_ids), -1, np.int64)
+    place[used] = np.arange(len(used))
+    chat = np.zeros(len(used), bool)
+    chat[place[table.session[rows[table.kinds[rows] == 0]]]] = True
+    long = table.lengths >= split.LEAK_LENGTH
+    close = pairs[(similar >= split.ALIKE) & long[pairs[:, 0]] & long[pairs[:, 1]]] if len(pairs) else pairs
+    bound = [tuple(both) for both in place[table.session[close]].tolist()] if len(close) else []
+    quoted = np.isin(table.quoted[1], used)
+    lines = table.quoted[0][quoted], place[table.quoted[1][quoted]]
+    bound += split.same_lines(*lines)
+    if not settings.deduplicate:
+        bound += split.same_lines(table.keys[rows[long[rows]]], place[table.session[rows[long[rows]]]])
+    times = table.session_times[used]
+    conversations = [
+        (table.session_ids[number], None if np.isnan(at) else at)
+        for number, at in zip(used.tolist(), times.tolist(), strict=True)
+    ]
+    others = frozenset(np.flatnonzero(~chat).tolist())
+    out = split.held_out(conversations, settings, split.groups(len(used), bound), others)
+    val = np.zeros(len(used), bool)
+    val[list(out)] = True
+    if settings.split_by == "time" and out:
+        dated = times[list(out)]
+        if not np.isnan(dated).all():
+            val |= ~chat & (times >= np.nanmin(dated))
+    where = np.cumsum(alive) - 1
+    closest = split.check(
+        val,
+        (place[table.session[rows]], table.keys[rows], table.lengths[rows]),
+        (where[pairs], similar),
+        lines,
+    )
+    if closest:
+        closest = closest._replace(train=int(rows[closest.train]), val=int(rows[closest.val]))
+    whole = np.zeros(len(table.session_ids), bool)
+    whole[used] = val
+    return whole, closest
+
+
+def _prompts(
+    table: Table, prompt: SystemPrompt, brain: Brain, settings: ExportSettings
+) -> tuple[Callable[[int], str], Callable[[int], str]]:
+    """Return the system prompt of a session's number, for training rows and for held-out ones."""
+    if not settings.include_system:
+        return lambda session: "", lambda session: ""
+    other = reworded(brain)
+    return (
+        lambda session: prompt_of(table.session_ids[session], prompt.text, other, settings.seed),
+        lambda session: prompt.text,
+    )

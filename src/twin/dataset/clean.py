@@ -1,37 +1,56 @@
-"""What is mended in every row, and which rows are left out, with the reason. Nothing here depends on the language."""
+"""What is mended in every message, and which rows are left out, and why. Nothing here depends on the language."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from twin.records import Brain, Example, Turn
-
-_INVISIBLE = dict.fromkeys(map(ord, "\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"))
+_INVISIBLE = dict.fromkeys(
+    map(ord, "\0\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff\ue000\ue001")
+)
+_TO_MEND = re.compile("[\r\0\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ue000\ue001\ud800-\udfff]")
 _LINK_STARTS = ("http://", "https://", "www.")
 _LETTER_OR_SYMBOL = re.compile(r"[^\s.,;:!?'\"()\[\]{}<>/\\|_*~`^+=\-–—…]")
+MAX_REPLY = 4000  # characters: what is longer was hardly typed into a chat
+_PASTED = 1500, 600  # characters of one message: without a link, with one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Habits:
-    """How the person writes, read off their own messages (shares of messages, 0 to 1)."""
+    """How the person writes, counted over their own messages."""
 
-    starts_lowercase: float
-    ends_with_full_stop: float
+    texts: int = 0
+    stops: int = 0
+    cased: int = 0
+    lower: int = 0
 
+    def hear(self, texts: Iterable[str]) -> None:
+        """Count casing and full stops of messages; casing, of those that begin with a cased letter."""
+        for text in texts:
+            self.texts += 1
+            self.stops += text.endswith((".", "。", "।"))
+            first = text[:1]
+            if first.lower() != first.upper():
+                self.cased += 1
+                self.lower += first.islower()
 
-def habits(brain: Brain) -> Habits:
-    """Measure casing and full stops over all messages of the person that begin with a cased letter."""
-    texts = [
-        message.text
-        for conversation in brain.conversations
-        for message in conversation.messages
-        if message.speaker == brain.person
-    ]
-    cased = [text for text in texts if text[:1].lower() != text[:1].upper()]
-    lower = sum(text[0].islower() for text in cased) / len(cased) if cased else 0.0
-    stops = sum(text.rstrip().endswith((".", "。", "।")) for text in texts) / len(texts) if texts else 1.0
-    return Habits(lower, stops)
+    def merge(self, other: Habits) -> None:
+        """Add what was heard elsewhere."""
+        self.texts += other.texts
+        self.stops += other.stops
+        self.cased += other.cased
+        self.lower += other.lower
+
+    @property
+    def starts_lowercase(self) -> float:
+        """The share of messages that begin with a small letter, 0 to 1."""
+        return self.lower / self.cased if self.cased else 0.0
+
+    @property
+    def ends_with_full_stop(self) -> float:
+        """The share of messages that end with a full stop, 0 to 1."""
+        return self.stops / self.texts if self.texts else 1.0
 
 
 def in_their_hand(text: str, hand: Habits) -> str:
@@ -42,25 +61,41 @@ def in_their_hand(text: str, hand: Habits) -> str:
     return text.lower() if hand.starts_lowercase > 0.9 else text
 
 
-def normalise(example: Example) -> Example:
-    """Return the row with unified line ends, without direction marks and without spaces at the ends of turns."""
-    turns = tuple(
-        Turn(turn.role, turn.content.replace("\r\n", "\n").replace("\r", "\n").translate(_INVISIBLE).strip())
-        for turn in example.turns
-    )
-    return replace(example, turns=turns)
+def tidy(text: str) -> str:
+    """Return a text with unified line ends, without direction marks, halves of characters and spaces at its ends."""
+    if _TO_MEND.search(text):
+        text = text.replace("\r\n", "\n").replace("\r", "\n").translate(_INVISIBLE)
+        text = text.encode("utf-8", "ignore").decode("utf-8")
+    return text.strip()
 
 
-def reason_to_drop(example: Example, quality_filter: bool) -> str | None:
-    """Return why the row can't be learned from, or None."""
-    if not example.reply:
-        return "empty reply"
-    if not example.turns[-2].content:
-        return "empty prompt"
+def tidied(texts: Sequence[str]) -> list[str]:
+    """Return many texts tidied; one look over all of them finds out whether any needs more than its edges cut."""
+    if _TO_MEND.search("".join(texts)):
+        return [tidy(text) for text in texts]
+    return [text.strip() for text in texts]
+
+
+def pasted(text: str) -> bool:
+    """Say whether one chat message is too long to have been typed there."""
+    without, with_link = _PASTED
+    return len(text) > with_link and (len(text) > without or "://" in text)
+
+
+def reason_to_drop(prompt: str, reply: str, quality_filter: bool) -> str | None:
+    """Return why a row can't be learned from, or None.
+
+    Args:
+        prompt: the turn before the reply.
+        reply: what would be learned.
+        quality_filter: leave out rows without words of their own, and over-long ones.
+    """
+    if not (reply and prompt):
+        return "empty prompt" if reply else "empty reply"
     if not quality_filter:
         return None
-    if all(word.startswith(_LINK_STARTS) for word in example.reply.split()):
+    if reply.startswith(_LINK_STARTS) and all(word.startswith(_LINK_STARTS) for word in reply.split()):
         return "links only"
-    if not _LETTER_OR_SYMBOL.search(example.reply):
+    if not _LETTER_OR_SYMBOL.search(reply):
         return "punctuation only"
-    return None
+    return "over-long" if len(reply) > MAX_REPLY else None

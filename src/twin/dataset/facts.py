@@ -11,7 +11,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from twin.dataset.clean import Habits, in_their_hand
+from twin.dataset.voice import first_person
 from twin.dataset.window import seconds
+from twin.dropped import Dropped
 from twin.prompt import SystemPrompt
 from twin.records import Brain, Example, Kind, Turn
 
@@ -63,31 +65,37 @@ def rare_words(texts: Sequence[str]) -> list[tuple[str, str]]:
     return pairs
 
 
-def _statements(items: Sequence[tuple[str, str]], kind: Kind, hand: Habits) -> Iterator[Row]:
+def _statements(
+    items: Sequence[tuple[str, str]], kind: Kind, person: str, hand: Habits, dropped: Dropped
+) -> Iterator[Row]:
     for number, ((item_id, text), (a, b)) in enumerate(
         zip(items, rare_words([text for _, text in items]), strict=True)
     ):
         question = (
             _QUESTIONS[number % len(_QUESTIONS)].format(a=a, b=b) if a != b else f"What should I know, {a or text}?"
         )
-        reply = in_their_hand(text, hand)
+        own = first_person(text.strip(), person)
+        if own is None:
+            dropped.add("not in their own voice", text, item_id)
+            continue
+        reply = in_their_hand(own, hand)
         yield Example(item_id, item_id, kind, (Turn("user", question), Turn("assistant", reply))), None
 
 
-def memory_rows(brain: Brain, prompt: SystemPrompt, hand: Habits) -> Iterator[Row]:
+def memory_rows(brain: Brain, prompt: SystemPrompt, hand: Habits, dropped: Dropped) -> Iterator[Row]:
     """Yield a row for each memory outside the system prompt."""
     rest = [(memory.id, memory.text) for memory in brain.memories if memory.id not in prompt.memory_ids]
-    yield from _statements(rest, "memory", hand)
+    yield from _statements(rest, "memory", brain.person, hand, dropped)
 
 
-def fact_rows(brain: Brain, prompt: SystemPrompt, hand: Habits) -> Iterator[Row]:
+def fact_rows(brain: Brain, prompt: SystemPrompt, hand: Habits, dropped: Dropped) -> Iterator[Row]:
     """Yield a row for each fact of the profile outside the system prompt."""
     rest = [
         (f"profile#fact{number}", fact)
         for number, fact in enumerate(brain.personality.facts)
         if fact not in prompt.facts
     ]
-    yield from _statements(rest, "fact", hand)
+    yield from _statements(rest, "fact", brain.person, hand, dropped)
 
 
 def journal_rows(brain: Brain) -> Iterator[Row]:

@@ -73,8 +73,8 @@ WRITERS: dict[str, Callable[[Example, str], dict[str, Any]]] = {
 
 def to_line(example: Example, format_name: str, person: str) -> bytes:
     """Return the row as one line of JSON with its id, line end included."""
-    row = {"id": example.id, "conversation": example.conversation_id, "kind": example.kind}
-    return orjson.dumps(row | WRITERS[format_name](example, person)) + b"\n"
+    about = {"id": example.id, "conversation": example.conversation_id, "kind": example.kind}
+    return orjson.dumps(WRITERS[format_name](example, person) | about) + b"\n"
 
 
 def _text(value: Any) -> str:

@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import orjson
 
 from twin import files
 from twin.dataset import Dataset
 from twin.dataset.formats import read_rows, to_line
+from twin.dataset.table import Rows as TableRows
 from twin.errors import UsageError
-from twin.records import Example, Turn
+from twin.records import Example, Memory, Turn
 from twin.runs import DatasetPaths
 from twin.settings import Settings
+
+_BATCH = 2000  # rows written at once
+_COPY_BYTES = 1 << 20
 
 
 def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, report: Mapping[str, Any]) -> None:
@@ -33,13 +42,39 @@ def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, re
             full, train_file, val_file = (
                 stack.enter_context(files.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
             )
-            for rows, part in ((built.train, train_file), (built.val, val_file)):
-                for row in rows:
-                    line = to_line(row, format_name, person)
-                    full.write(line)
-                    part.write(line)
-        digests = {path.name: files.file_digest(path) for path in (paths.full, paths.train, paths.val)}
+            digest = _write_part(built.train, train_file, format_name, person)
+            digests = {paths.train.name: digest.hexdigest()}
+            digests[paths.val.name] = _write_part(built.val, val_file, format_name, person, digest).hexdigest()
+            digests[paths.full.name] = digest.hexdigest()
+            for part in (train_file, val_file):  # all rows are the two parts, one after the other
+                part.seek(0)
+                shutil.copyfileobj(part, full, _COPY_BYTES)
         files.write_json(paths.report, {**report, "files": digests})
+
+
+def write_reserved(memories: Sequence[Memory], paths: DatasetPaths) -> None:
+    """Write the memories that no row tells, one JSON object a line."""
+    with files.atomic_write(paths.reserved) as handle:
+        for one in memories:
+            row = {"id": one.id, "memory": one.text, "category": one.category, "importance": one.importance}
+            handle.write(orjson.dumps(row) + b"\n")
+
+
+def _write_part(rows: TableRows, handle: IO[bytes], format_name: str, person: str, also: Any = None) -> Any:
+    """Write rows and return their SHA-256; ``also`` hashes them on."""
+    digest = hashlib.sha256()
+    for batch in rows.chatml() if format_name == "chatml" else _batches(rows, format_name, person):
+        handle.write(batch)
+        digest.update(batch)
+        if also is not None:
+            also.update(batch)
+    return digest
+
+
+def _batches(rows: TableRows, format_name: str, person: str) -> Iterator[bytes]:
+    lines = (to_line(row, format_name, person) for row in rows)
+    while batch := b"".join(islice(lines, _BATCH)):
+        yield batch
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +89,7 @@ class Rows:
         system: the system prompt the rows were made with, which is served later; empty for none.
         owned: an export of twin's own, whose prompt must keep its bound.
         left_out: how many rows of the first file are held out.
+        provenance: for each source its speakers and its span of time; None where the rows are another tool's.
     """
 
     train: list[Example]
@@ -63,6 +99,7 @@ class Rows:
     system: str
     owned: bool
     left_out: int
+    provenance: dict[str, Any] | None = None
 
 
 def paths_of(settings: Settings) -> tuple[Path, Path | None]:
@@ -96,8 +133,11 @@ def load(settings: Settings) -> Rows:
     prompts = Counter(row.turns[0].content if row.turns[0].role == "system" else "" for row in train_rows)
     system = prompts.most_common(1)[0][0]
     report = DatasetPaths(train_path.parent).report
-    owned = report.exists() and files.read_json(report).get("system_prompt") == system
-    return Rows(train_rows, val, train_path, val_path, system, owned, len(found) - len(train_rows))
+    about = files.read_json(report) if report.exists() else {}
+    owned = about.get("system_prompt") == system
+    ours = about.get("files", {}).get(train_path.name) == files.file_digest(train_path)
+    provenance = about.get("provenance") if ours else None
+    return Rows(train_rows, val, train_path, val_path, system, owned, len(found) - len(train_rows), provenance)
 
 
 def _words(row: Example) -> tuple[Turn, ...]:

@@ -1,13 +1,42 @@
-"""Conversations → sessions (cut at silences) → one example a reply, with the turns before it."""
+"""Conversations → sessions (cut at silences) → turns → one row a reply, with the turns before it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Sequence
 from datetime import datetime, timedelta
+from itertools import accumulate
+from typing import NamedTuple
 
-from twin.records import Brain, Conversation, Example, Message, Turn
-from twin.settings import ExportSettings
+from twin.records import Conversation, Message, Role
+
+
+class Session(NamedTuple):
+    """Messages without a long silence between them.
+
+    Args:
+        conversation_id: the chat they are of.
+        start: the number of the first message in its chat.
+        messages: they follow one another.
+    """
+
+    conversation_id: str
+    start: int
+    messages: Sequence[Message]
+
+    @property
+    def id(self) -> str:
+        """The unit of the split."""
+        return f"{self.conversation_id}#{self.start}"
+
+
+class SaidTurn(NamedTuple):
+    """What one side said before the other answered: a role, its words, the numbers of its first and last message."""
+
+    role: Role
+    content: str
+    first: int
+    last: int
 
 
 def seconds(at: datetime | None) -> float | None:
@@ -18,65 +47,78 @@ def seconds(at: datetime | None) -> float | None:
         return None
 
 
-def sessions(messages: Sequence[Message], gap: timedelta) -> Iterator[tuple[int, list[Message]]]:
-    """Yield runs of messages without a silence of ``gap`` between them, each with the number of its first message."""
-    start = 0
-    for number in range(1, len(messages) + 1):
-        if number < len(messages):
-            before, after = messages[number - 1].at, messages[number].at
-            if before is None or after is None or after - before < gap:
-                continue
-        yield start, list(messages[start:number])
-        start = number
+def sessions(conversations: Iterable[Conversation], gap: timedelta) -> Iterator[Session]:
+    """Yield runs of messages without a silence of ``gap`` between them.
+
+    The pieces of one chat are joined where the next begins with the message after the last; a hidden message between
+    them ends the session.
+    """
+    name, start, held = "", 0, list[Message]()
+    for piece in conversations:
+        if held and (piece.id != name or piece.start != start + len(held)):
+            yield Session(name, start, held)
+            held = []
+        if not held:
+            name, start = piece.id, piece.start
+        before = held[-1].at if held else None
+        for message in piece.messages:
+            after = message.at
+            if before is not None and after is not None and after - before >= gap:
+                yield Session(name, start, held)
+                start, held = start + len(held), []
+            held.append(message)
+            before = after
+    if held:
+        yield Session(name, start, held)
 
 
-def turns_of(messages: Sequence[Message], person: str) -> list[tuple[Turn, int, int]]:
+def turns_of(messages: Sequence[Message], person: str) -> list[SaidTurn]:
     """Return turns with the numbers of their first and last message.
 
     Messages that follow one another from the same side become one turn, a line each: bursts stay as they were typed.
-    With several other speakers each of their messages begins with who said it.
+    With several other speakers each of their messages begins with who said it. Empty messages say nothing.
     """
-    others = {message.speaker for message in messages} - {person}
-    turns: list[tuple[Turn, int, int]] = []
-    for number, message in enumerate(messages):
-        own = message.speaker == person
-        text = message.text if own or len(others) < 2 else f"{message.speaker}: {message.text}"
-        role = "assistant" if own else "user"
-        if turns and turns[-1][0].role == role:
-            turn, first, _ = turns[-1]
-            turns[-1] = (Turn(turn.role, f"{turn.content}\n{text}"), first, number)
-        else:
-            turns.append((Turn("assistant" if own else "user", text), number, number))
+    others = {message.speaker for message in messages}
+    others.discard(person)
+    group = len(others) > 1
+    turns: list[SaidTurn] = []
+    lines: list[str] = []
+    role: Role | None = None
+    first = last = 0
+    for number, (speaker, text, _) in enumerate(messages):
+        own: Role = "assistant" if speaker == person else "user"
+        if own != role:
+            if role:
+                turns.append(SaidTurn(role, "\n".join(lines), first, last))
+            role, lines, first = own, [], number
+        last = number
+        if text:
+            lines.append(f"{speaker}: {text}" if group and own == "user" else text)
+    if role:
+        turns.append(SaidTurn(role, "\n".join(lines), first, last))
     return turns
 
 
-def _examples(
-    conversation: Conversation, person: str, settings: ExportSettings, dropped: Counter[str]
-) -> Iterator[tuple[Example, float | None]]:
-    gap = timedelta(hours=settings.session_gap_hours)
-    for start, messages in sessions(conversation.messages, gap):
-        session_id = f"{conversation.id}#{start}"
-        at = seconds(messages[0].at)
-        turns = turns_of(messages, person)
-        others = sorted({message.speaker for message in messages} - {person})
-        other = others[0] if len(others) == 1 else ""
-        for place, (turn, first, last) in enumerate(turns):
-            if turn.role != "assistant":
-                continue
-            if place == 0:
-                dropped["nothing was said before it"] += 1
-                continue
-            begin = max(0, place - settings.context_turns)
-            if turns[begin][0].role == "assistant":  # a prompt begins with the other side
-                begin += 1
-            history = tuple(earlier for earlier, _, _ in turns[begin:place])
-            row_id = f"{conversation.id}:{start + first}-{start + last}"
-            yield Example(row_id, session_id, "chat", (*history, turn), other), at
+def context(turns: Sequence[SaidTurn], tokens: Sequence[int], most_turns: int, most_tokens: int) -> list[int]:
+    """Return for each turn where its prompt begins: ``turns[begin:place]`` are what was said before it.
 
+    A prompt begins with the other side, holds at most ``most_turns`` turns, and more than its last turn only while it
+    stays within ``most_tokens``.
 
-def conversation_examples(
-    brain: Brain, settings: ExportSettings, dropped: Counter[str]
-) -> Iterator[tuple[Example, float | None]]:
-    """Yield one example a reply of the person, with the time its session began (seconds since 1970, or None)."""
-    for conversation in brain.conversations:
-        yield from _examples(conversation, brain.person, settings, dropped)
+    Args:
+        turns: of one session.
+        tokens: of each turn, by estimate.
+        most_turns: how many may stand before a reply.
+        most_tokens: how many of them may stand before a reply.
+    """
+    if len(turns) <= most_turns and sum(tokens) <= most_tokens:  # everything before, from the other side's first turn
+        first = int(turns[0].role == "assistant")
+        return [min(first, max(0, place - 1)) for place in range(len(turns))]
+    costs = [0, *accumulate(tokens)]
+    begins = []
+    for place in range(len(turns)):
+        begin = max(0, place - most_turns, bisect_left(costs, costs[place] - most_tokens))
+        if begin < place and turns[begin].role == "assistant":
+            begin += 1
+        begins.append(min(begin, max(0, place - 1)))
+    return begins

@@ -1,14 +1,14 @@
-"""One file a layout. To add one, add a file here with ``LAYOUT``, ``sniff`` and ``read``; nothing else changes."""
+"""One file a layout. To add one, add a file here with ``LAYOUT``, ``HOLDS``, ``sniff`` and ``read``; nothing else."""
 
 from __future__ import annotations
 
 import pkgutil
-from collections import Counter
 from collections.abc import Iterator
 from importlib import import_module
-from pathlib import Path
 from typing import Protocol, cast
 
+from twin.brain.document import Document
+from twin.dropped import Dropped
 from twin.records import Conversation, JournalEntry, Memory, Personality
 
 Item = Conversation | Memory | JournalEntry | Personality
@@ -18,12 +18,16 @@ class Importer(Protocol):
     """What each file here offers."""
 
     LAYOUT: str
+    HOLDS: tuple[type, ...]
 
-    def sniff(self, path: Path, head: bytes) -> bool:
-        """Say whether ``path``, which begins with ``head`` (64 KiB at most), has this layout."""
+    def sniff(self, document: Document, head: bytes) -> bool:
+        """Say whether a document, which begins with ``head`` (64 KiB at most), has this layout."""
 
-    def read(self, path: Path, name: str, skipped: Counter[str]) -> Iterator[Item]:
-        """Yield what ``path`` holds; ``name`` leads row ids back to it; count what is left out in ``skipped``."""
+    def read(self, document: Document, dropped: Dropped) -> Iterator[Item]:
+        """Yield what it holds, item by item; ``document.name`` leads row ids back to it.
+
+        Count what is left out in ``dropped``, with its text. A UsageError after some items keeps those items.
+        """
 
 
 def _discover() -> tuple[Importer, ...]:
@@ -34,6 +38,6 @@ def _discover() -> tuple[Importer, ...]:
 IMPORTERS = _discover()
 
 
-def pick(path: Path, head: bytes) -> Importer | None:
-    """Return the importer that knows ``path``'s layout, or None."""
-    return next((importer for importer in IMPORTERS if importer.sniff(path, head)), None)
+def pick(document: Document, head: bytes) -> Importer | None:
+    """Return the importer that knows a document's layout, or None."""
+    return next((importer for importer in IMPORTERS if importer.sniff(document, head)), None)

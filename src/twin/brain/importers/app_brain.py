@@ -6,32 +6,36 @@ Not obvious: the app stores exchanges (context, response), one a row; rows with 
 
 from __future__ import annotations
 
-from collections import Counter
+import re
 from collections.abc import Iterator
 from datetime import datetime
-from pathlib import Path
 from typing import Any
 
-from twin.brain.reading import iso_time, json_object
-from twin.records import Conversation, Memory, Message, Personality
+from twin.brain.document import Document
+from twin.brain.reading import iso_time, json_object, starts_as_json
+from twin.dropped import Dropped
+from twin.records import ME, Conversation, Memory, Message, Personality
 
 LAYOUT = "the app's brain JSON and core memories JSON"
+HOLDS = (Conversation, Memory, Personality)
+# What the app calls the sources of replies that its clone gave, not the person.
+_BOT_SOURCES = {"bot", "clone", "ai", "auto", "auto_reply", "autopilot", "assistant", "generated"}
+
+_KEYS = re.compile(rb'"(?:personality_profile"\s*:\s*\{|(?:training_examples|memories)"\s*:\s*\[)')
 
 
-def sniff(path: Path, head: bytes) -> bool:
+def sniff(document: Document, head: bytes) -> bool:
     """JSON whose beginning has one of the app's keys."""
-    if path.suffix.lower() != ".json" or not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-        return False
-    return any(key in head for key in (b'"personality_profile"', b'"training_examples"', b'"memories"'))
+    return starts_as_json(document, head) and bool(_KEYS.search(head))
 
 
-def read(path: Path, name: str, skipped: Counter[str]) -> Iterator[Conversation | Memory | Personality]:
+def read(document: Document, dropped: Dropped) -> Iterator[Conversation | Memory | Personality]:
     """Yield the profile, one conversation a source, and memories.
 
     Raises:
         UsageError: JSON that does not parse (a truncated download, say).
     """
-    data = json_object(path)
+    data = json_object(document)
     profile = data.get("personality_profile")
     person = ""
     if isinstance(profile, dict):
@@ -40,10 +44,10 @@ def read(path: Path, name: str, skipped: Counter[str]) -> Iterator[Conversation 
         yield personality
     rows = data.get("training_examples")
     if isinstance(rows, list):
-        yield from _conversations(rows, name, person or "me", skipped)
+        yield from _conversations(rows, document.name, person or ME, dropped)
     memories = data.get("memories")
     if isinstance(memories, list):
-        yield from _memories(memories, name, skipped)
+        yield from _memories(memories, document.name, dropped)
 
 
 def _strings(value: Any) -> tuple[str, ...]:
@@ -75,15 +79,18 @@ def _personality(profile: dict[str, Any]) -> Personality:
     )
 
 
-def _conversations(rows: list[Any], name: str, person: str, skipped: Counter[str]) -> Iterator[Conversation]:
+def _conversations(rows: list[Any], name: str, person: str, dropped: Dropped) -> Iterator[Conversation]:
     chats: dict[str, list[tuple[datetime | None, str, str]]] = {}
     for row in rows:
         texts = (row.get("context"), row.get("response")) if isinstance(row, dict) else (None, None)
         if not (isinstance(texts[0], str) and isinstance(texts[1], str)):
-            skipped["broken app example"] += 1
+            dropped.add("broken app example", where=name)
             continue
         source = row.get("source")
         chat = source if isinstance(source, str) and source else "app"
+        if chat.casefold().partition(":")[0] in _BOT_SOURCES:
+            dropped.add("the app's own reply", texts[1], name)
+            continue
         chats.setdefault(chat, []).append((iso_time(row.get("timestamp")), texts[0], texts[1]))
     for chat, exchanges in chats.items():
         if all(at is not None for at, _, _ in exchanges):
@@ -99,11 +106,11 @@ def _conversations(rows: list[Any], name: str, person: str, skipped: Counter[str
             yield Conversation(f"{name}/{chat}", tuple(messages))
 
 
-def _memories(rows: list[Any], name: str, skipped: Counter[str]) -> Iterator[Memory]:
+def _memories(rows: list[Any], name: str, dropped: Dropped) -> Iterator[Memory]:
     for number, row in enumerate(rows):
         text = row.get("memory") if isinstance(row, dict) else None
         if not isinstance(text, str) or not text.strip():
-            skipped["broken app memory"] += 1
+            dropped.add("broken app memory", where=name)
             continue
         importance, own_id = row.get("importance"), row.get("id")
         category = row.get("category")

@@ -8,16 +8,17 @@ of the UTF-8 text as one escaped character, so that ``é`` arrives as ``Ã©``; 
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterator
-from datetime import UTC, datetime
-from pathlib import Path
+from datetime import datetime
 from typing import Any
 
-from twin.brain.reading import json_object
+from twin.brain.document import Document
+from twin.brain.reading import clean, epoch_time, json_items, pieces, starts_as_json
+from twin.dropped import Dropped
 from twin.records import Conversation, Message
 
 LAYOUT = "Instagram's and Messenger's JSON"
+HOLDS = (Conversation,)
 # What the apps say in a person's name, in English; in other languages such lines are read as speech.
 _APP_SPEAKS = re.compile(
     r"(?:Liked a message|Reacted \S{1,12} to your message|.{1,60} (?:sent an attachment|missed your (?:video )?call)"
@@ -26,45 +27,44 @@ _APP_SPEAKS = re.compile(
 _NOT_TYPED = ("photos", "videos", "audio_files", "gifs", "sticker", "files", "share", "call_duration")
 
 
-def sniff(path: Path, head: bytes) -> bool:
+def sniff(document: Document, head: bytes) -> bool:
     """JSON with participants and messages."""
-    if path.suffix.lower() != ".json" or not head.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"{"):
-        return False
-    return b'"participants"' in head and b'"messages"' in head and b'"date_unixtime"' not in head
+    ours = b'"participants"' in head and b'"messages"' in head and b'"sender_name"' in head
+    return starts_as_json(document, head) and ours
 
 
-def read(path: Path, name: str, skipped: Counter[str]) -> Iterator[Conversation]:
+def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
     """Yield the chat as one conversation, the oldest message first.
 
     Raises:
-        UsageError: JSON that does not parse.
+        UsageError: JSON that does not parse, after the messages before the break.
     """
-    data = json_object(path)
-    rows = data.get("messages")
-    if not isinstance(rows, list):
-        skipped["broken Instagram or Messenger chat"] += 1
-        return
-    messages = [message for row in reversed(rows) if (message := _message(row, skipped))]
-    if all(message.at for message in messages):
-        messages.sort(key=lambda message: message.at or datetime.min)
-    if messages:
-        yield Conversation(name, tuple(messages))
+    messages: list[Message] = []
+    try:
+        for row in json_items(document, "messages"):
+            if message := _message(row, document.name, dropped):
+                messages.append(message)
+    finally:
+        messages.reverse()
+        if all(message.at for message in messages):
+            messages.sort(key=lambda message: message.at or datetime.min)
+        yield from pieces(document.name, messages)
 
 
-def _message(row: Any, skipped: Counter[str]) -> Message | None:
+def _message(row: Any, where: str, dropped: Dropped) -> Message | None:
     if not isinstance(row, dict) or not isinstance(row.get("sender_name"), str):
-        skipped["broken Instagram or Messenger message"] += 1
+        dropped.add("broken Instagram or Messenger message", where=where)
         return None
     content = row.get("content")
-    text = mended(content).strip() if isinstance(content, str) else ""
+    text = clean(mended(content)) if isinstance(content, str) else ""
     if row.get("is_unsent") is True or _APP_SPEAKS.fullmatch(text):
-        skipped["Instagram's or Messenger's own message"] += 1
+        dropped.add("Instagram's or Messenger's own message", text, where)
         return None
     if not text:
         known = any(key in row for key in _NOT_TYPED)
-        skipped["media" if known else "Instagram's or Messenger's own message"] += 1
+        dropped.add("media" if known else "Instagram's or Messenger's own message", where=where)
         return None
-    return Message(mended(row["sender_name"]).strip(), text, _when(row.get("timestamp_ms")))
+    return Message(clean(mended(row["sender_name"])), text, epoch_time(row.get("timestamp_ms"), 1000))
 
 
 def mended(text: str) -> str:
@@ -73,10 +73,3 @@ def mended(text: str) -> str:
         return text.encode("latin-1").decode("utf-8")
     except (UnicodeEncodeError, UnicodeDecodeError):
         return text
-
-
-def _when(value: Any) -> datetime | None:
-    try:
-        return datetime.fromtimestamp(value / 1000, UTC).replace(tzinfo=None) if isinstance(value, int) else None
-    except (ValueError, OverflowError, OSError):
-        return None

@@ -7,68 +7,69 @@ mentions, bold words); what was forwarded is somebody else's words.
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from twin.brain.reading import iso_time, json_object
+from twin.brain.document import Document
+from twin.brain.reading import clean, iso_time, json_items, pieces, starts_as_json
+from twin.dropped import Dropped
 from twin.records import Conversation, Message
 
 LAYOUT = "Telegram Desktop's JSON export"
+HOLDS = (Conversation,)
 
 
-def sniff(path: Path, head: bytes) -> bool:
+def sniff(document: Document, head: bytes) -> bool:
     """JSON that begins as one of the two exports does."""
-    start = head.lstrip(b"\xef\xbb\xbf \t\r\n")
-    if path.suffix.lower() != ".json" or not start.startswith(b"{"):
+    if not starts_as_json(document, head):
         return False
     whole_account = b'"personal_information"' in head or (b'"chats"' in head and b'"list"' in head)
     return whole_account or (b'"messages"' in head and b'"type"' in head and b'"date_unixtime"' in head)
 
 
-def read(path: Path, name: str, skipped: Counter[str]) -> Iterator[Conversation]:
+def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
     """Yield each chat as a conversation.
 
     Raises:
-        UsageError: JSON that does not parse (a truncated export, say).
+        UsageError: JSON that does not parse (a truncated export, say), after the chats or messages before the break.
     """
-    data = json_object(path)
-    chats = data.get("chats")
-    listed = chats.get("list") if isinstance(chats, dict) else None
-    for number, chat in enumerate(listed if isinstance(listed, list) else [data]):
+    number = -1
+    for number, chat in enumerate(json_items(document, "chats", "list")):
         rows = chat.get("messages") if isinstance(chat, dict) else None
         if not isinstance(rows, list):
-            skipped["broken Telegram chat"] += 1
+            dropped.add("broken Telegram chat", where=document.name)
             continue
-        messages = [message for row in rows if (message := _message(row, skipped))]
-        if messages:
-            yield Conversation(f"{name}/{number}" if listed is not None else name, tuple(messages))
+        yield from _conversation(f"{document.name}/{number}", rows, dropped)
+    if number < 0:
+        yield from _conversation(document.name, json_items(document, "messages"), dropped)
 
 
-def _message(row: Any, skipped: Counter[str]) -> Message | None:
+def _conversation(name: str, rows: Iterable[Any], dropped: Dropped) -> Iterator[Conversation]:
+    yield from pieces(name, (message for row in rows if (message := _message(row, name, dropped))))
+
+
+def _message(row: Any, where: str, dropped: Dropped) -> Message | None:
     """Return a person's own message, or None, counted by its reason."""
+    text = clean(_text(row.get("text"))) if isinstance(row, dict) else ""
+    reason = _reason_to_leave_out(row, text)
+    if reason:
+        dropped.add(reason, text, where)
+        return None
+    speaker = clean(row.get("from"))
+    return Message(speaker or str(row.get("from_id") or "Deleted account"), text, iso_time(row.get("date")))
+
+
+def _reason_to_leave_out(row: Any, text: str) -> str | None:
     if not isinstance(row, dict) or row.get("type") != "message":
-        skipped["Telegram's own message"] += 1
-        return None
+        return "Telegram's own message"
     if row.get("forwarded_from") is not None or row.get("saved_from") is not None:
-        skipped["forward"] += 1
-        return None
+        return "forward"
     if row.get("via_bot") is not None:
-        skipped["a bot's words"] += 1
-        return None
-    text = _text(row.get("text")).strip()
-    if not text:
-        skipped["media"] += 1
-        return None
-    speaker = row.get("from")
-    who = speaker if isinstance(speaker, str) and speaker.strip() else str(row.get("from_id") or "Deleted account")
-    return Message(who, text, iso_time(row.get("date")))
+        return "a bot's words"
+    return None if text else "media"
 
 
 def _text(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list):
-        return "".join(_text(part.get("text")) if isinstance(part, dict) else _text(part) for part in value)
-    return ""
+    parts = value if isinstance(value, list) else [value]
+    texts = (part.get("text") if isinstance(part, dict) else part for part in parts)
+    return "".join(text for text in texts if isinstance(text, str))

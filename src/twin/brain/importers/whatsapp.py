@@ -8,25 +8,18 @@ invisible marks (U+200E, U+202F) stand anywhere.
 
 from __future__ import annotations
 
-import errno
 import re
-import struct
-import zipfile
-import zlib
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
-from itertools import pairwise
-from pathlib import Path
 
+from twin.brain.document import Document, as_text
+from twin.brain.reading import pieces
+from twin.dropped import Dropped
 from twin.errors import UsageError
 from twin.records import Conversation, Message
 
 LAYOUT = "WhatsApp exports (text or zip)"
-MAX_TEXT_BYTES = 1 << 30
-MAX_RATIO = 200  # of a chat's text to its packed size; text packs to a fifth, a bomb to a thousandth
-# What zipfile raises for bytes that are no zip.
-_BROKEN_ZIP = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError, RuntimeError, struct.error)
+HOLDS = (Conversation,)
 # Halves of the day: Latin, Greek, Chinese, Japanese, Korean, Arabic, Hindi.
 _FIRST_HALF = r"[Aa]\.? ?[Mm]\.?|π\.?μ\.?|上午|凌晨|早上|午前|오전|ص|पूर्वाह्न"
 _SECOND_HALF = r"[Pp]\.? ?[Mm]\.?|μ\.?μ\.?|下午|中午|晚上|午後|오후|م|अपराह्न"
@@ -58,109 +51,85 @@ _DELETED = re.compile(
 _EDITED = re.compile(r"\s*<This message was edited>$")
 
 
-def sniff(path: Path, head: bytes) -> bool:
-    """Text with a WhatsApp line among its first ten, or a zip that holds one such text."""
-    if path.suffix.lower() == ".zip":
-        member = _member(path) if zipfile.is_zipfile(path) else None
-        return member is not None
-    if path.suffix.lower() != ".txt":
+def sniff(document: Document, head: bytes) -> bool:
+    """Text with a WhatsApp line among its first ten."""
+    if document.suffix != ".txt":
         return False
-    lines = head.decode("utf-8", "ignore").translate(_INVISIBLE).splitlines()[:10]
+    lines = as_text(head).translate(_INVISIBLE).splitlines()[:10]
     return any(_START.match(line) for line in lines)
 
 
-def _member(path: Path) -> zipfile.ZipInfo | None:
-    """Return the one text at the top of a chat's zip; its media are never looked at."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            texts = [one for one in archive.infolist() if one.filename.lower().endswith(".txt")]
-    except (*_BROKEN_ZIP, OSError):
-        return None
-    named = [one for one in texts if one.filename in ("_chat.txt", "chat.txt") or "WhatsApp" in one.filename]
-    return named[0] if len(named) == 1 and "/" not in named[0].filename else None
-
-
-def _text(path: Path) -> str:
-    """Return the export's text, out of its zip where it is in one; nothing is unpacked to disk.
-
-    Raises:
-        UsageError: a zip with a password, one that is broken, or a text of a size that no chat has.
-    """
-    if path.suffix.lower() != ".zip":
-        return path.read_text("utf-8-sig")
-    member = _member(path)
-    if member is None:
-        raise UsageError(f"'{path}' holds no WhatsApp chat.", "Export the chat again.")
-    if member.flag_bits & 1:
-        raise UsageError(f"'{path}' has a password.", "Unpack it, and name the text inside.")
-    if member.file_size > min(MAX_TEXT_BYTES, MAX_RATIO * max(member.compress_size, 1)):
-        raise UsageError(
-            f"'{member.filename}' in '{path}' would unpack to {member.file_size:,} bytes, more than a chat is.",
-            "Unpack it yourself if you trust it, and name the text inside.",
-        )
-    try:
-        with zipfile.ZipFile(path) as archive:
-            data = archive.read(member)
-    except (*_BROKEN_ZIP, OSError) as error:
-        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # a place before the file's beginning
-            raise
-        raise UsageError(f"'{path}' is a broken zip: {error}.", "Export the chat again.") from None
-    return data.decode("utf-8-sig")
-
-
-def read(path: Path, name: str, skipped: Counter[str]) -> Iterator[Conversation]:
-    """Yield the chat as one conversation.
+def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
+    """Yield the chat as one conversation, in pieces. The text is read twice: first for the order of its dates.
 
     Raises:
         UsageError: dates that fit no order of day, month and year; a zip that can't be read.
     """
-    lines = [line.rstrip("\r") for line in _text(path).removesuffix("\n").split("\n")]
-    starts = [match for line in lines if (match := _START.match(line.translate(_INVISIBLE)))]
-    order = _date_order(starts)
-    if order is None:
-        if not starts:
-            return
-        raise UsageError(f"The dates of '{path}' fit no order of day, month and year.", "Export the chat again.")
-    started: list[tuple[datetime, list[str], bool]] = []
-    for raw in lines:
+    order = _date_order(match for line in document.lines() if (match := _START.match(line.translate(_INVISIBLE))))
+    if order == "":
+        raise UsageError(f"The dates of {document} fit no order of day, month and year.", "Export the chat again.")
+    if order:
+        yield from pieces(document.name, _messages(document, order, dropped))
+
+
+def _messages(document: Document, order: str, dropped: Dropped) -> Iterator[Message]:
+    at: datetime | None = None
+    said: list[str] = []
+    marked = False
+    for raw in document.lines():
         line = raw.translate(_INVISIBLE)
         match = _START.match(line)
-        at = _when(match, order) if match else None
-        if match and at:
-            marked = raw.partition(": ")[2].startswith(_MARK)
-            started.append((at, [match["said"]], marked))
-        elif started:
-            started[-1][1].append(line)
-    messages: list[Message] = []
-    for at, said, whatsapps in started:
-        speaker, colon, first = said[0].partition(": ")
-        if not colon or (speaker.count('"') % 2 and '"' in first):  # a colon inside a quoted group name
-            skipped["WhatsApp's own message"] += 1
-            continue
-        if _MEDIA.fullmatch(first):  # a caption may follow on the next lines
-            first = ""
-        text = _EDITED.sub("", "\n".join([first, *said[1:]]).strip())
-        if not text:
-            skipped["media"] += 1
-        elif (whatsapps and first) or _DELETED.fullmatch(text):
-            skipped["WhatsApp's own message"] += 1
-        else:
-            messages.append(Message(speaker.strip(), text, at))
-    if messages:
-        yield Conversation(name, tuple(messages))
+        begins = _when(match, order) if match else None
+        if match and begins:
+            if at and (message := _message(at, said, marked, document.name, dropped)):
+                yield message
+            at, said, marked = begins, [match["said"]], raw.partition(": ")[2].startswith(_MARK)
+        elif at:
+            said.append(line)
+    if at and (message := _message(at, said, marked, document.name, dropped)):
+        yield message
 
 
-def _date_order(matches: list[re.Match[str]]) -> str | None:
-    """Return ``dmy``, ``mdy`` or ``ymd``: under which most dates exist, then time runs backward least."""
-    best: tuple[int, int, str] | None = None
-    # Where the day comes second, the clock has twelve hours, told in Latin letters.
-    twelve_hours = any(match["after"] and match["after"].isascii() for match in matches)
-    for order in ("mdy", "dmy", "ymd") if twelve_hours else ("dmy", "mdy", "ymd"):
-        times = [at for match in matches if (at := _when(match, order))]
-        backward = sum(later < earlier for earlier, later in pairwise(times))
-        if times and (best is None or (-len(times), backward) < best[:2]):
-            best = (-len(times), backward, order)
-    return best[2] if best else None
+def _message(at: datetime, said: list[str], marked: bool, where: str, dropped: Dropped) -> Message | None:
+    """Return what a person typed, or None, counted by its reason."""
+    speaker, colon, first = said[0].partition(": ")
+    if not colon or (speaker.count('"') % 2 and '"' in first):  # a colon inside a quoted group name
+        dropped.add("WhatsApp's own message", said[0], where)
+        return None
+    if _MEDIA.fullmatch(first):  # a caption may follow on the next lines
+        first = ""
+    text = _EDITED.sub("", "\n".join([first, *said[1:]]).strip())
+    if not text:
+        dropped.add("media", said[0], where)
+    elif (marked and first) or _DELETED.fullmatch(text):
+        dropped.add("WhatsApp's own message", said[0], where)
+    else:
+        return Message(speaker.strip(), text, at)
+    return None
+
+
+def _date_order(matches: Iterable[re.Match[str]]) -> str | None:
+    """Return ``dmy``, ``mdy`` or ``ymd``: under which most dates exist, then time runs backward least.
+
+    Without dates None; ``""`` where they fit no order.
+    """
+    found = twelve_hours = False
+    fit = dict.fromkeys(("dmy", "mdy", "ymd"), 0)
+    backward = dict.fromkeys(fit, 0)
+    before: dict[str, datetime] = {}
+    for match in matches:
+        found = True
+        # Where the day comes second, the clock has twelve hours, told in Latin letters.
+        twelve_hours = twelve_hours or bool(match["after"] and match["after"].isascii())
+        for order in fit:
+            if at := _when(match, order):
+                fit[order] += 1
+                backward[order] += order in before and at < before[order]
+                before[order] = at
+    if not before:
+        return "" if found else None
+    ranked = ("mdy", "dmy", "ymd") if twelve_hours else ("dmy", "mdy", "ymd")
+    return min(ranked, key=lambda order: (-fit[order], backward[order]))
 
 
 def _when(match: re.Match[str], order: str) -> datetime | None:

@@ -1,0 +1,458 @@
+"""What is done with a brain before anything is trained: export, look, forget, serve.
+
+``export`` is the pipeline's first step; the others show or change what it would find. As in ``pipeline``, what two
+features need of one another is put together here, and heavy imports stand inside the functions.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from datetime import datetime
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from twin import __version__, files, prompt, runs
+from twin.errors import MachineError, UsageError, nearest
+from twin.progress import Reporter
+from twin.prompt import SystemPrompt
+from twin.records import Brain, JournalEntry, Memory
+from twin.results import Exported, Forgot, Previewed, Seen
+from twin.runs import DatasetPaths
+from twin.settings import Settings
+
+if TYPE_CHECKING:
+    from twin.app.contract import ExportAsk, RowFormat
+    from twin.app.source import BrainSource, ExportedFiles
+    from twin.brain.forgotten import Tombstone
+    from twin.dataset import Dataset
+
+DEFAULT_SOURCE = Path("brain")
+Ask = Callable[[str], str]
+
+
+def need(extra: str, *modules: str) -> None:
+    """Stop before a step whose packages are not installed.
+
+    Raises:
+        MachineError: with the command that installs them.
+    """
+    missing = [module for module in modules if find_spec(module) is None]
+    if missing:
+        raise MachineError(
+            f"This step needs {', '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed.",
+            f"Install the extra: pip install 'twin-llm[{extra}]'",
+        )
+
+
+# ---------------------------------------------------------------- reading
+
+
+def find_sources(sources: Sequence[Path]) -> list[Path]:
+    """Return what to read: the sources given, else ``./brain``.
+
+    Raises:
+        UsageError: neither is there.
+    """
+    if sources:
+        return list(sources)
+    if DEFAULT_SOURCE.exists():
+        return [DEFAULT_SOURCE]
+    raise UsageError(
+        "There is no folder 'brain' here.", "Put your exports into ./brain, or name them: twin export FOLDER FILE"
+    )
+
+
+def app_is_meant(sources: Sequence[Path]) -> bool:
+    """Say whether the app is the source: nothing else is named or there, and the environment names the app."""
+    named = os.environ.get("TWIN_APP_URL") or os.environ.get("TWIN_APP_TOKEN")
+    return not sources and not DEFAULT_SOURCE.exists() and bool(named)
+
+
+def read_brain(sources: Sequence[Path], settings: Settings, reporter: Reporter, watch: str | None = None) -> Brain:
+    """Return what the sources hold of one person, without what is forgotten.
+
+    Args:
+        sources: files and folders; empty: ``./brain``.
+        settings: the person, who is who, and the columns of tables.
+        reporter: told of progress.
+        watch: the reason for leaving out whose texts are listed.
+    """
+    from twin import brain
+    from twin.brain import forgotten
+
+    stones = forgotten.read(runs.forgotten_file())
+    found = find_sources(sources)
+    with reporter.task("Looking through the brain"):
+        return brain.load(found, settings.export.person, settings.people, stones, settings.columns, watch)
+
+
+@contextmanager
+def built_dataset(
+    person: Brain, settings: Settings, reporter: Reporter, beside: Path | None, watch: str | None = None
+) -> Iterator[tuple[Dataset, SystemPrompt, tuple[Memory, ...]]]:
+    """Yield a brain's dataset, its system prompt and its reserved memories; rows can be read inside the block.
+
+    Args:
+        person: the brain.
+        settings: its ``export`` section.
+        reporter: told of progress.
+        beside: rows stand in a folder beside this one until they are written; None: in the system's own place.
+        watch: the reason for leaving out whose texts are listed.
+    """
+    from twin import dataset
+    from twin.dataset.private import Private
+
+    own = settings.export
+    names = dataset.other_names(person) if own.pseudonyms else ()
+    private = Private(person.person, own, names)
+    known = private.clean(person, watch)
+    system = prompt.build(known, own.prompt_tokens)
+    scratch = files.scratch_dir(beside) if beside else tempfile.TemporaryDirectory(prefix="twin-")
+    with scratch as folder:
+        with reporter.task("Building rows") as task:
+            built = dataset.build(known, system, own, Path(folder), private, task.advance, watch)
+        try:
+            yield built, system, private.reserved
+        finally:
+            built.close()
+
+
+# ---------------------------------------------------------------- export
+
+
+def export(
+    sources: Sequence[Path],
+    settings: Settings,
+    reporter: Reporter,
+    dry_run: bool = False,
+    via: Literal["brain", "app"] | None = None,
+    ask: Ask | None = None,
+) -> Exported:
+    """Brain → dataset.
+
+    Args:
+        sources: files and folders; empty: ``./brain``, else the app where the environment names it.
+        settings: its ``export`` section, who is who, the columns of tables, and where the app is.
+        reporter: told of progress.
+        dry_run: count, write nothing.
+        via: read the app: its ``brain``, of which the dataset is made here, or the rows that the ``app`` made itself.
+        ask: prompts for the app's token where nothing holds one.
+    """
+    if via == "app":
+        return _export_from_app(settings, reporter, ask)
+    if via == "brain" or app_is_meant(sources):
+        from twin.app.client import fetch_brain, find_token
+
+        token = find_token(os.environ, settings.app.token_file, ask)
+        with files.scratch_dir(settings.export.output) as folder:
+            fetched = fetch_brain(settings.app.url, token, folder, reporter)
+            return _export([*sources, *fetched], [*map(str, sources), settings.app.url], settings, reporter, dry_run)
+    found = find_sources(sources)
+    return _export(found, list(map(str, found)), settings, reporter, dry_run)
+
+
+def _export(
+    found: Sequence[Path], called: Sequence[str], settings: Settings, reporter: Reporter, dry_run: bool
+) -> Exported:
+    from twin.dataset import rows
+
+    started = time.perf_counter()
+    own = settings.export
+    paths = DatasetPaths(own.output)
+    person = read_brain(found, settings, reporter)
+    with built_dataset(person, settings, reporter, None if dry_run else paths.root) as (built, system, reserved):
+        for message, hint in built.dropped.problems.items():
+            reporter.say(f"Left out: {message} {hint}")
+        done = Exported(
+            person=person.person,
+            paths=paths,
+            train=len(built.train),
+            val=len(built.val),
+            dropped=dict(built.dropped.counts),
+            kinds=built.kinds,
+            redacted=built.redacted,
+            reserved=len(reserved),
+            closest=round(built.closest.similarity, 3) if built.closest else None,
+            problems=tuple(built.dropped.problems),
+            seconds=time.perf_counter() - started,
+        )
+        if not dry_run:
+            carried = own.include_system and own.format != "raw"  # raw rows are words alone
+            report = done.as_json() | {
+                "twin": __version__,
+                "format": own.format,
+                "system_prompt": system.text if carried else "",
+                "memories_in_prompt": len(system.memory_ids),
+                "sources": list(called),
+                "provenance": {name: source.as_json() for name, source in built.sources.items()},
+                "settings": own.model_dump(mode="json"),
+            }
+            with reporter.task("Writing rows"):
+                rows.write(built, paths, own.format, person.person, report)
+                rows.write_reserved(reserved, paths)
+    return replace(done, seconds=time.perf_counter() - started)
+
+
+def _export_from_app(settings: Settings, reporter: Reporter, ask: Ask | None) -> Exported:
+    """Let the app make the rows, and fetch them."""
+    from twin.app.client import ExportAsk, fetch_rows, find_token
+
+    started = time.perf_counter()
+    own, paths = settings.export, DatasetPaths(settings.export.output)
+    token = find_token(os.environ, settings.app.token_file, ask)
+    wanted = ExportAsk(own.format, own.include_system, own.deduplicate, own.quality_filter, own.validation_split)
+    with files.scratch_dir(paths.root) as folder:
+        got = fetch_rows(settings.app.url, token, wanted, folder, reporter)
+        with files.exclusive(paths.root):
+            with ExitStack() as stack:
+                full, train, val = (
+                    stack.enter_context(files.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
+                )
+                for source, part in ((got.train, train), (got.val, val)):
+                    for line in stack.enter_context(source.open("rb")) if source else ():
+                        full.write(line)
+                        part.write(line)
+            person = own.person or ""
+            done = Exported(
+                person, paths, got.train_rows, got.val_rows, dict(got.dropped), {}, {}, 0, None, (),
+                time.perf_counter() - started,
+            )  # fmt: skip
+            digests = {path.name: files.file_digest(path) for path in (paths.full, paths.train, paths.val)}
+            about = {"twin": __version__, "format": own.format, "sources": [settings.app.url], "via": "app"}
+            files.write_json(paths.report, done.as_json() | about | {"files": digests})
+    return done
+
+
+# ---------------------------------------------------------------- looking
+
+
+def stats(sources: Sequence[Path], settings: Settings, reporter: Reporter) -> Seen:
+    """Return what the brain holds, and what an export would make of it.
+
+    Args:
+        sources: files and folders; empty: ``./brain``.
+        settings: its ``export`` section.
+        reporter: told of progress.
+    """
+    from twin.dataset.stats import Counts
+
+    person = read_brain(sources, settings, reporter)
+    counts = Counts(person.person)
+    with reporter.task("Counting messages") as task:
+        for conversation in person.conversations():
+            counts.hear(conversation)
+            task.advance(len(conversation.messages))
+    with built_dataset(person, settings, reporter, None) as (built, _, reserved):
+        return Seen(
+            person=person.person,
+            counts=counts.as_json(),
+            memories=len(person.memories),
+            journals=len(person.journals),
+            train=len(built.train),
+            val=len(built.val),
+            kinds=built.kinds,
+            dropped=dict(built.dropped.counts),
+            redacted=built.redacted,
+            reserved=len(reserved),
+            problems=tuple(built.dropped.problems),
+        )
+
+
+def preview(
+    sources: Sequence[Path], settings: Settings, reporter: Reporter, most: int, dropped: str | None = None
+) -> Previewed:
+    """Return some rows as an export would write them, or what was left out for one reason.
+
+    Args:
+        sources: files and folders; empty: ``./brain``.
+        settings: its ``export`` section.
+        reporter: told of progress.
+        most: how many.
+        dropped: the reason.
+
+    Raises:
+        UsageError: nothing was left out for that reason.
+    """
+    person = read_brain(sources, settings, reporter, dropped)
+    with built_dataset(person, settings, reporter, None, dropped) as (built, _, _):
+        counts = dict(built.dropped.counts)
+        if dropped is None:
+            return Previewed(person.person, tuple(built.train[:most]), (), counts)
+        if dropped not in counts:
+            raise UsageError(f"Nothing was left out for '{dropped}'.", nearest(dropped, counts or ["nothing"]))
+        return Previewed(person.person, (), tuple(built.dropped.listed[:most]), counts)
+
+
+# ---------------------------------------------------------------- forgetting
+
+
+def forget(
+    settings: Settings,
+    reporter: Reporter,
+    person: str = "",
+    source: str = "",
+    before: datetime | None = None,
+    dry_run: bool = False,
+) -> Forgot:
+    """Hide what is named, export again, and name everything that was made from it.
+
+    Args:
+        settings: as of the last export.
+        reporter: told of progress.
+        person: whose messages to hide; of what is named, all must hold.
+        source: the file or folder of the brain to hide.
+        before: hide what is dated earlier.
+        dry_run: say what it would do.
+
+    Raises:
+        UsageError: nothing is named, or what is named is not there, or is the twin's own person.
+    """
+    from twin.brain import forgotten
+    from twin.brain.identity import Identity
+
+    if not (person or source or before):
+        raise UsageError("Nothing is named.", "Say what to forget: twin forget PERSON, --source NAME or --before DATE")
+    report = DatasetPaths(settings.export.output).report
+    last = files.read_json(report) if report.exists() else {}
+    if any("://" in one for one in last.get("sources", [])):
+        raise UsageError("The last export came from the app, which keeps its own brain.", "Forget it in the app.")
+    sources = [Path(one) for one in last.get("sources", [])]
+    brain = read_brain(sources, settings, reporter)
+    named = Identity(settings.people).resolve(person) if person else ""
+    if named == brain.person:
+        raise UsageError(f"'{named}' is whose twin this is.", "Name somebody else, a --source or a --before date.")
+    stone = forgotten.Tombstone(named, source, before)
+    hidden = _hidden(brain, stone)
+    if not hidden["messages"] and not hidden["others"]:
+        speakers = {message.speaker for one in brain.conversations() for message in one.messages} | {"nobody"}
+        names = {chats.name for chats in brain.chats} | {"nothing"}
+        raise UsageError(f"Nothing here is of {stone}.", nearest(source or named, names if source else speakers))
+    made = _made_from(stone)
+    if dry_run:
+        return Forgot(str(stone), hidden["messages"], hidden["others"], None, made)
+    file = runs.forgotten_file()
+    known = forgotten.read(file)
+    if stone not in known.stones:
+        forgotten.write(forgotten.Forgotten((*known.stones, stone)), file)
+    exported = export(sources, settings, reporter) if last else None
+    return Forgot(str(stone), hidden["messages"], hidden["others"], exported, made)
+
+
+def _hidden(brain: Brain, stone: Tombstone) -> dict[str, int]:
+    """Count what a tombstone hides of a brain."""
+    from twin.brain.identity import key
+
+    messages = sum(
+        stone.hits_time(message.at) and (not stone.person or key(message.speaker) == key(stone.person))
+        for chats in brain.chats
+        if stone.hits_source(chats.name)
+        for conversation in chats.read(brain.dropped)
+        for message in conversation.messages
+    )
+    others: list[Memory | JournalEntry] = [] if stone.person else [*brain.memories, *brain.journals]
+    return {
+        "messages": messages,
+        "others": sum(stone.hits_time(one.at) and stone.hits_source(one.id.partition("#")[0]) for one in others),
+    }
+
+
+def _made_from(stone: Tombstone) -> tuple[dict[str, Any], ...]:
+    """Return every run that learned something of what is gone, with its GGUFs and models."""
+    found = []
+    for paths in runs.all_runs():
+        record = files.read_json(paths.record) if paths.record.exists() else {}
+        provenance = record.get("provenance")
+        known = isinstance(provenance, dict)
+        if isinstance(provenance, dict) and not any(_learned(stone, *one) for one in provenance.items()):
+            continue
+        found.append(
+            {
+                "adapter": str(paths.root),
+                "gguf": [str(path) for path in sorted(paths.root.glob("*.gguf"))],
+                "models": runs.registered_models(paths),
+                "certain": known,
+            }
+        )
+    return tuple(found)
+
+
+def _learned(stone: Tombstone, name: str, about: dict[str, Any]) -> bool:
+    """Say whether a source that a run learned from holds something of what is gone."""
+    from twin.brain.identity import key
+
+    people = {key(one) for one in about.get("people", {})}
+    first = datetime.fromisoformat(about["first"]) if about.get("first") else None
+    early = stone.before is None or first is None or first < stone.before
+    return stone.hits_source(name) and early and (not stone.person or key(stone.person) in people)
+
+
+# ---------------------------------------------------------------- serving
+
+
+def serve(
+    sources: Sequence[Path],
+    settings: Settings,
+    host: str,
+    port: int,
+    reporter: Reporter,
+    ready: Callable[[str], None],
+) -> None:
+    """Serve the app's export API on a brain, until interrupted.
+
+    Args:
+        sources: files and folders; empty: ``./brain``.
+        settings: its ``export`` and ``serve`` sections.
+        host: the address to listen on.
+        port: the port to listen on; 0: a free one.
+        reporter: told of progress and warnings.
+        ready: called with the URL once it listens.
+    """
+    need("serve", "fastapi", "uvicorn", "jwt")
+    from twin.app import server
+    from twin.app.credentials import find_secret
+
+    secret = find_secret(os.environ, settings.serve.secret_file)  # before the brain is read
+    server.serve(app_source(sources, settings, reporter), secret, host, port, reporter, ready)
+
+
+def serve_token(settings: Settings) -> str:
+    """Return a new admin token of ``serve``."""
+    need("serve", "jwt")
+    from twin.app.credentials import find_secret
+    from twin.app.tokens import mint_token
+
+    return mint_token(find_secret(os.environ, settings.serve.secret_file)).get_secret_value()
+
+
+def app_source(sources: Sequence[Path], settings: Settings, reporter: Reporter) -> BrainSource:
+    """Return a brain as the server wants it, private values and secrets taken out as in an export."""
+    from twin.app.source import BrainSource, ExportedFiles
+    from twin.dataset.formats import WRITERS
+    from twin.dataset.private import Private
+
+    def changed(**values: Any) -> Settings:
+        return settings.model_copy(update={"export": settings.export.model_copy(update=values)})
+
+    settings = changed(processes=1)  # rows are built in a thread of the server: no processes from there
+    whole = read_brain(sources, settings, reporter)
+    shown = Private(whole.person, settings.export.model_copy(update={"reserve": 0.0})).clean(whole)
+
+    def export_for(ask: ExportAsk) -> ExportedFiles:
+        own = changed(
+            format=ask.format, include_system=ask.include_system, deduplicate=ask.deduplicate,
+            quality_filter=ask.quality_filter, validation_split=ask.validation_split,
+        )  # fmt: skip
+        done = export(sources, own, reporter)
+        return ExportedFiles(done.train, done.val, done.paths.full, done.paths.train, done.paths.val)
+
+    def look(format_name: RowFormat, limit: int) -> list[dict[str, Any]]:
+        with built_dataset(whole, settings, reporter, None) as (built, _, _):
+            return [WRITERS[format_name](row, whole.person) for row in built.train[:limit]]
+
+    return BrainSource(whole.person, shown.personality, shown.memories, whole.conversations, export_for, look)

@@ -1,0 +1,332 @@
+"""Private values out of texts: each becomes a placeholder, the same value the same one.
+
+Numbers count only where a library vouches for them: phones by libphonenumber, cards by Luhn and their issuer's prefix,
+IBANs by their check digits, IP addresses by ``ipaddress``. Not obvious: while a dataset is built, in several processes,
+a placeholder carries the number of its own part between two private-use characters; ``number`` gives it the one number
+it has in the whole dataset, in the order of first appearance, so no digit of a placeholder tells of the value.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+OPEN, CLOSE = "\ue000", "\ue001"
+LOCAL = re.compile(f"{OPEN}([a-z]+)(\\d+){CLOSE}")
+LOCAL_BYTES = re.compile(f"{OPEN}([a-z]+)(\\d+){CLOSE}".encode())
+
+
+class Found(NamedTuple):
+    """A private value in a text: where it stands, its kind, and the form in which equal values are equal."""
+
+    start: int
+    end: int
+    kind: str
+    value: str
+
+
+# Not \\w: scripts without spaces between words put theirs right before and after a number.
+_NOT_BEFORE, _NOT_AFTER = r"(?<![0-9A-Za-z_])", r"(?![0-9A-Za-z_])"
+_URL = re.compile(r"[a-z][a-z0-9+.\-]{1,20}://[^\s<>\"'“”「」。、]+", re.IGNORECASE)
+_USER_IN_URL = re.compile(r"[a-z][a-z0-9+.\-]*://[^/?#\s@]+:[^/?#\s@]*@", re.IGNORECASE)
+_SECRET_QUERY = re.compile(
+    r"[?&#;](?:[\w.\-]*[_\-.])?(?:access|auth|api|secret|session|sig|signature|token|key|apikey|password|passwd|pass|pwd"
+    r"|pw|jwt|sid|sessionid|credentials?|code|otp|invite)(?:[_\-.]?(?:token|key|id|sig|signature|secret|code))?"
+    r"=[^&#\s]{4,}",
+    re.IGNORECASE,
+)
+_LATIN = r"0-9A-Za-z\u00c0-\u024f"
+_EMAIL = re.compile(
+    rf"[{_LATIN}.!#$%&*+/=?^_`{{|}}~\-]*[{_LATIN}_][{_LATIN}_+\-]*@[{_LATIN}\-]+(?:\.[{_LATIN}\-]+)+"
+    r"|[\w.\-]+@[^\W\d_a-zA-Z][\w\-]*(?:\.[\w\-]+)+"  # an address in another script, both sides of it
+)
+# Spelt out so that programs miss it: ana (at) example dot org, ana [arroba] example punto es.
+_AT = r"(?:at|ät|arroba|एट|アットマーク|アット|آت|ات)"
+_DOT = r"(?:dot|punkt|punto|ponto|डॉट|ドット|دوت|نقطة)"
+_ATS = ("at", "ät", "arroba", "एट", "アット", "آت", "ات", "@")
+_DOTS = ("dot", "punkt", "punto", "ponto", "डॉट", "ドット", "دوت", "نقطة", ".")
+_IN_BRACKETS = r" ?[\[({{<] ?{0} ?[\])}}>] ?"
+_ANY_DOT = rf"(?:{_IN_BRACKETS.format(_DOT)}| {_DOT} |ドット|\.)"
+_SPELT_EMAIL = re.compile(
+    rf"{_NOT_BEFORE}[0-9A-Za-z._+\-]+(?:"
+    rf"(?:{_IN_BRACKETS.format(_AT)}|{_IN_BRACKETS.format('@')}|アットマーク|アット)[0-9A-Za-z\-]+(?:{_ANY_DOT}[0-9A-Za-z\-]+)*{_ANY_DOT}"
+    rf"| {_AT} [0-9A-Za-z\-]+(?:{_ANY_DOT}[0-9A-Za-z\-]+)*(?:{_IN_BRACKETS.format(_DOT)}| {_DOT} |ドット)"
+    rf")[a-z]{{2,12}}{_NOT_AFTER}",
+    re.IGNORECASE,
+)
+_IBAN = re.compile(rf"{_NOT_BEFORE}[A-Za-z]{{2}}\d{{2}}(?:[ \u00a0\-.]?[A-Za-z0-9]){{11,34}}")
+_CARD = re.compile(rf"(?<![0-9A-Za-z_+])(?:\d[ \u00a0\-./–]{{0,3}}){{12,18}}\d{_NOT_AFTER}")
+_CARD_STARTS = re.compile(
+    r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|3(?:0[0-5]|[689])|6(?:011|4[4-9]|5)|35|62|60|81|82|50|5[6-9]"
+)
+_IPV4 = re.compile(r"(?<![0-9A-Za-z_.])(?:\d{1,3}\.){3}\d{1,3}(?![0-9A-Za-z_]|\.\d)")
+_IPV6 = re.compile(
+    r"(?<![0-9A-Za-z_:.])(?:[0-9a-fA-F]{0,4}:){2,7}(?:[0-9a-fA-F]{1,4}|(?:\d{1,3}\.){3}\d{1,3})?(?:%[0-9A-Za-z]+)?"
+    r"(?![0-9A-Za-z_:])"
+)
+_VERSION = re.compile(
+    r"(?:\bv|version|ver\.?|release|firmware|build|update|upgrade|\bapp|patch|android|ios|windows|chrome|driver|treiber|バージョン|الإصدار|إصدار|تحديث|نسخة|versi[oó]n|actualizaci[oó]n|アップデート|अपडेट|वर्ज़?न|संस्करण)\W{0,3}$",
+    re.IGNORECASE,
+)
+_PHONE = re.compile(
+    r"(?<![0-9A-Za-z_@/#$€£¥₹\-])(?<!\d[.,:])(?:\+|00)?[ ]?\(?\d(?:[ \u00a0\u2009\-‐‑–./()]{0,3}\d){6,40}"
+    r"(?![0-9A-Za-z_%$€£¥₹@]|[.,:]\d|-[0-9A-Za-z_])"
+)
+_NO_PHONE = re.compile(
+    r"\d{1,4}[./\- ]\d{1,2}[./\- ]\d{1,4}(?:[ \-–].*)?"  # dates, and spans of them
+    r"|(?:19|20)\d{2} ?[\-–/] ?(?:19|20)\d{2}"
+    r"|\d{1,2}([ .\u00a0\u2009])\d{3}(?:\1\d{3})+|(?![679]\d\d\.\d{3}\.\d{3}$)\d{1,3}(?:\.\d{3})+"  # counts: 10 000 000
+    r"|\d{1,3}(?:\.\d{1,3}){3}"
+    r"|(?:19|20)\d{2}(?:0[1-9]|1[0-2])(?:[0-2]\d|3[01])(?:\d{4}|\d{6})?"  # 20240305
+    r"|97[89][ \-]?\d[\d \-]{8,}"  # ISBN
+    r"|\d{5}[ \-]\d{4}"  # a postal code
+)
+# Before a number, these say that it is no phone's.
+_OTHER_NUMBER = re.compile(
+    r"(?:[#№]|order|tracking|ticket|invoice|isbn|serial|booking|flight|account no|\bref|\bid|\bsku|case|model|artikel"
+    r"|bestell\w*|sendung\w*|rechnung\w*|auftrag\w*|kunden\w*|vorgang\w*|paket\w*|pedido|factura|env[ií]o|seguimiento|reserva"
+    r"|expediente|referencia|注文|追跡|伝票|予約|会員|受付|型番|管理|طلب|شحنة|تتبع|فاتورة|حجز|تذكرة|ऑर्डर|ट्रैकिंग|बुकिंग|टिकट|पीएनआर|pnr)"
+    r"[^\d\n]{0,18}$",
+    re.IGNORECASE,
+)
+# Regions to read a national number in, by the script around it; the user's own come first.
+_REGIONS = (
+    (re.compile(r"[\u0900-\u097f\u0980-\u0dff]"), ("IN",)),
+    (re.compile(r"[\u3040-\u30ff]"), ("JP",)),
+    (re.compile(r"[\uac00-\ud7af]"), ("KR",)),
+    (re.compile(r"[\u4e00-\u9fff]"), ("CN", "TW", "HK", "JP")),
+    (re.compile(r"[\u0600-\u06ff]"), ("EG", "SA", "AE", "JO", "MA", "IQ", "LB", "IR", "PK")),
+    (re.compile(r"[\u0590-\u05ff]"), ("IL",)),
+    (re.compile(r"[\u0400-\u04ff]"), ("RU", "UA", "KZ")),
+    (re.compile(r"[\u0370-\u03ff]"), ("GR",)),
+    (re.compile(r"[\u0e00-\u0e7f]"), ("TH",)),
+)
+_FEWEST_DIGITS, _MOST_DIGITS = 7, 17
+_LATIN_REGIONS = ("US", "GB", "DE", "ES", "FR", "IT", "MX", "BR", "AR", "NL", "AT", "CH", "IN", "JP", "AU")
+_WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2212: 0x2D}
+_WIDE_MARK = re.compile("[\uff01-\uff5e\u3000\u2212ー]")
+_OTHER_DIGIT = re.compile(r"[^\D0-9]")
+_LONG_VOWEL = re.compile(r"(?<=\d)ー(?=\d)")  # typed for a hyphen
+
+
+def plain_digits(text: str) -> str:
+    """Return the text with every script's digits, and full-width marks, as ASCII: each at its own place."""
+    if text.isascii():
+        return text
+    if _WIDE_MARK.search(text):
+        text = _LONG_VOWEL.sub("-", text.translate(_WIDE))
+    return _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
+
+
+def find(text: str, regions: Sequence[str] = ()) -> list[Found]:
+    """Return the private values of a text, in order, none over another.
+
+    Args:
+        text: one message, memory or note.
+        regions: countries (ISO 3166, two letters) whose national phone numbers are meant first.
+    """
+    plain = plain_digits(text)
+    taken: list[Found] = []
+    for search in (_urls, _emails, _ibans, _cards, _ips):
+        for one in search(plain):
+            if not _overlaps(one.start, one.end, taken):
+                taken.append(one)
+    return sorted([*taken, *_phones(plain, tuple(regions), taken)])
+
+
+def _overlaps(start: int, end: int, others: Sequence[Found]) -> bool:
+    return any(start < other.end and other.start < end for other in others)
+
+
+def _urls(text: str) -> list[Found]:
+    found: list[Found] = []
+    for match in _URL.finditer(text) if "://" in text else ():
+        url = match[0].rstrip(".,;:!?)]}>。、！？،؟")
+        if _USER_IN_URL.match(url) or _SECRET_QUERY.search(url):
+            found.append(Found(match.start(), match.start() + len(url), "url", url))
+    return found
+
+
+def _emails(text: str) -> list[Found]:
+    low = text.casefold()
+    spelt = any(word in low for word in _DOTS) and any(word in low for word in _ATS)
+    found = [
+        Found(*match.span(), "email", match[0].casefold()) for match in (_SPELT_EMAIL.finditer(text) if spelt else ())
+    ]
+    for match in _EMAIL.finditer(text) if "@" in text else ():
+        if text[: match.start()].endswith("@") or match[0].startswith("git@"):  # @ana@example.social, a repository
+            continue
+        start = match.start() + len(match[0]) - len(match[0].lstrip(".!#$%&*+/=?^`{|}~-"))
+        value = text[start : match.end()].rstrip(".-_")
+        found.append(Found(start, start + len(value), "email", value.casefold()))
+    return found
+
+
+def _ibans(text: str) -> list[Found]:
+    from stdnum import iban
+
+    found = []
+    for match in _IBAN.finditer(text):
+        for end in range(match.end(), match.start() + 14, -1):  # words may follow on: the longest beginning that checks
+            if not text[end - 1].isalnum() or (text[end : end + 1].isascii() and text[end : end + 1].isalnum()):
+                continue
+            compact = re.sub(r"[^0-9A-Za-z]", "", text[match.start() : end]).upper()
+            if len(compact) >= 15 and iban.is_valid(compact, check_country=False):
+                found.append(Found(match.start(), end, "iban", compact))
+                break
+    return found
+
+
+def _cards(text: str) -> list[Found]:
+    from stdnum import luhn
+
+    found = []
+    for match in _CARD.finditer(text):
+        digits = re.sub(r"\D", "", match[0])
+        if _CARD_STARTS.match(digits) and luhn.is_valid(digits):
+            found.append(Found(match.start(), match.end(), "card", digits))
+    return found
+
+
+def _ips(text: str) -> list[Found]:
+    found = []
+    v4 = _IPV4.finditer(text) if text.count(".") > 2 else ()
+    v6 = _IPV6.finditer(text) if text.count(":") > 1 else ()
+    for match in (*v4, *v6):
+        value = match[0]
+        if ":" in value and (value in ("::",) or sum(letter.isalnum() for letter in value) < 2):
+            continue
+        try:
+            address = ipaddress.ip_address(value)
+        except ValueError:
+            continue
+        if ":" not in value and _VERSION.search(text[: match.start()][-24:]):
+            continue
+        found.append(Found(match.start(), match.end(), "ip", str(address)))
+    return found
+
+
+def _phones(text: str, regions: tuple[str, ...], taken: Sequence[Found]) -> list[Found]:
+    found = []
+    for match in _PHONE.finditer(text):
+        candidate = match[0].strip()
+        start = match.start() + len(match[0]) - len(match[0].lstrip())
+        if candidate.startswith("(") and candidate.count("(") > candidate.count(")"):
+            candidate = candidate.lstrip("( ")
+            start = match.end() - len(candidate)
+        if _overlaps(start, start + len(candidate), taken):
+            continue
+        abroad = candidate.startswith(("+", "00"))
+        if not abroad and (_NO_PHONE.fullmatch(candidate) or _OTHER_NUMBER.search(text[: match.start()][-32:])):
+            continue
+        known = () if abroad else (*regions, *_regions(text))
+        # Digits that are no phone's may follow after a space; what is longer than any phone is none in part either.
+        words = candidate.split(" ") if sum(map(str.isdecimal, candidate)) <= _MOST_DIGITS else []
+        for count in range(len(words), 0, -1):
+            part = " ".join(words[:count])
+            if sum(map(str.isdecimal, part)) < _FEWEST_DIGITS or (count < len(words) and not abroad):
+                break
+            if value := _phone(part, known):
+                found.append(Found(start, start + len(part), "phone", value))
+                break
+    return found
+
+
+def _regions(text: str) -> tuple[str, ...]:
+    return next((regions for script, regions in _REGIONS if script.search(text)), ()) + _LATIN_REGIONS
+
+
+@lru_cache(maxsize=1 << 16)
+def _phone(candidate: str, regions: tuple[str, ...]) -> str | None:
+    """Return a number in E.164, or None where libphonenumber knows no such number; free-phone numbers are nobody's."""
+    import phonenumbers
+
+    number = "+" + candidate[2:] if candidate.startswith("00") else candidate
+    bare = candidate.isdecimal()
+    for region in regions or (None,):
+        try:
+            parsed = phonenumbers.parse(number, region)
+        except phonenumbers.NumberParseException:
+            continue
+        if phonenumbers.number_type(parsed) in _NOBODYS:
+            continue
+        if bare and not candidate.startswith("0") and len(candidate) < 9:
+            continue  # eight digits in a row without a zero before them are any number
+        return str(phonenumbers.format_number(parsed, phonenumbers.PhoneNumberFormat.E164))
+    return None
+
+
+_NOBODYS = {3, 4, 5, 8, 99}  # phonenumbers.PhoneNumberType: toll-free, premium, shared cost, pagers, no number at all
+
+
+class Redactor:
+    """Replaces private values by placeholders such as ``[phone 2]``, and counts them.
+
+    Args:
+        regions: countries whose national phone numbers are meant first.
+        names: people to be called by a pseudonym; whole words, the longest name first.
+        values: replace private values; False: names alone.
+    """
+
+    def __init__(self, regions: Sequence[str] = (), names: Sequence[str] = (), values: bool = True) -> None:
+        self._replaces_values = values
+        self._regions = tuple(regions)
+        whole = "|".join(re.escape(name) for name in sorted(set(names), key=len, reverse=True) if name.strip())
+        self._names = re.compile(rf"(?<!\w)(?:{whole})(?!\w)") if whole else None
+        self._known: dict[tuple[str, str], int] = {}
+        self._of_kind: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
+
+    @property
+    def values(self) -> list[tuple[str, str]]:
+        """The kinds and values met so far, in the order of their first appearance."""
+        return list(self._known)
+
+    def number(self, kind: str, value: str) -> int:
+        """Return the number of a value among those of its kind, from 1."""
+        found = self._known.get((kind, value))
+        if found is None:
+            self._of_kind[kind] += 1
+            found = self._known[kind, value] = self._of_kind[kind]
+        return found
+
+    def local(self, text: str) -> str:
+        """Return the text with placeholders that ``numbered`` understands."""
+        return self._replaced(text, lambda kind, number: f"{OPEN}{kind}{number}{CLOSE}")
+
+    def redact(self, text: str) -> str:
+        """Return the text with placeholders."""
+        return self._replaced(text, lambda kind, number: f"[{kind} {number}]")
+
+    def _replaced(self, text: str, placeholder: Callable[[str, int], str]) -> str:
+        parts, end = [], 0
+        for one in find(text, self._regions) if self._replaces_values else ():
+            self.counts[one.kind] += 1
+            parts += [text[end : one.start], placeholder(one.kind, self.number(one.kind, one.value))]
+            end = one.end
+        done = "".join([*parts, text[end:]])
+        return self._names.sub(lambda match: self._pseudonym(match[0], placeholder), done) if self._names else done
+
+    def _pseudonym(self, name: str, placeholder: Callable[[str, int], str]) -> str:
+        self.counts["person"] += 1
+        return placeholder("person", self.number("person", name.casefold()))
+
+
+def numbered(data: bytes, numbers: dict[tuple[str, int], int]) -> bytes:
+    """Return a row with the dataset's numbers in its placeholders.
+
+    Args:
+        data: a row of one part, as UTF-8.
+        numbers: for a kind and the part's own number the dataset's.
+    """
+
+    def placeholder(match: re.Match[bytes]) -> bytes:
+        kind = match[1].decode()
+        return f"[{kind} {numbers[kind, int(match[2])]}]".encode()
+
+    return LOCAL_BYTES.sub(placeholder, data)

@@ -1,0 +1,304 @@
+"""One part of a brain → its rows, on disk, and what is needed of each to choose among them.
+
+This is what runs in several processes. A row stands in the part's file as one line of ChatML JSON without its
+beginning (``{"messages":[``), after which a system prompt may be put; of each row some fifty bytes stay in memory.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from pathlib import Path
+
+import numpy as np
+import orjson
+
+from twin.dataset import dedup
+from twin.dataset.clean import Habits, pasted, reason_to_drop, tidied
+from twin.dataset.redact import LOCAL, OPEN, Redactor
+from twin.dataset.secrets import holds_key, holds_seed_phrase, tells_password
+from twin.dataset.suspects import suspects
+from twin.dataset.window import Session, context, seconds, sessions, turns_of
+from twin.dropped import Dropped
+from twin.errors import file_errors
+from twin.records import Chats, Conversation, Example, Kind, Message
+from twin.settings import ExportSettings
+
+KINDS: tuple[Kind, ...] = ("chat", "memory", "fact", "journal", "example")
+BEGINNING = b'{"messages":['
+QUOTED = 60  # characters of a line that is the same only where somebody quotes or forwards it
+SHORT_REPLY = 40  # characters: what is longer is not said often
+_BATCH = 2048
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a part needs to become rows; it travels to other processes.
+
+    Args:
+        person: whose replies are learned.
+        settings: filters, window.
+        names: people to be called by a pseudonym.
+        watch: the reason whose dropped rows are listed.
+    """
+
+    person: str
+    settings: ExportSettings
+    names: tuple[str, ...] = ()
+    watch: str | None = None
+
+
+@dataclass
+class Source:
+    """What rows were made of: one document, who speaks in it, and when."""
+
+    people: Counter[str] = field(default_factory=Counter)
+    first: datetime | None = None
+    last: datetime | None = None
+
+    def as_json(self) -> dict[str, object]:
+        """Return what ``dataset.json`` says of it."""
+        first, last = (at.isoformat() if at else None for at in (self.first, self.last))
+        return {"people": dict(self.people), "first": first, "last": last}
+
+    def hear(self, messages: Sequence[Message]) -> None:
+        """Count speakers and widen the span of time."""
+        self.people.update(message.speaker for message in messages)
+        times = [message.at for message in messages if message.at]
+        if times:
+            self.first = min([*times, self.first] if self.first else times)
+            self.last = max([*times, self.last] if self.last else times)
+
+
+@dataclass
+class Shard:
+    """The rows of one part.
+
+    Args:
+        path: their lines.
+        offsets: where each row's line begins in the file, and where the last ends (shape: rows + 1).
+        kinds: of each row, its place in ``KINDS``.
+        session: of each row, its session's number in this part.
+        lengths: of each row, the characters of its prompt and reply.
+        keys: of each row, a hash of its prompt and reply.
+        bands: of each row, its MinHash bands (shape: rows, bands).
+        reply: of each row, its reply's number among the part's short replies, -1 for a long one.
+        session_ids, session_times, session_others: of each session its id, its beginning in seconds since 1970 (NaN:
+            unknown) and the other side's name, empty in a group.
+        replies: the short replies.
+        quoted: hashes of the long lines said (shape: lines), and the session of each.
+        values: private values by kind, in the order of their first appearance.
+    """
+
+    path: Path
+    offsets: np.ndarray
+    kinds: np.ndarray
+    session: np.ndarray
+    lengths: np.ndarray
+    keys: np.ndarray
+    bands: np.ndarray
+    reply: np.ndarray
+    session_ids: list[str]
+    session_times: list[float]
+    session_others: list[str]
+    replies: list[str]
+    quoted: tuple[np.ndarray, np.ndarray]
+    values: list[tuple[str, str]]
+    redacted: Counter[str]
+    dropped: Dropped
+    habits: Habits
+    sources: dict[str, Source]
+
+
+class _Writer:
+    """Gathers rows: their lines go to the file, their texts are hashed a few thousand at a time."""
+
+    def __init__(self, job: Job, path: Path) -> None:
+        self.job, self.path = job, path
+        self.dropped = Dropped(job.watch)
+        self.redactor = Redactor(job.settings.regions, job.names, job.settings.redact)
+        self.habits = Habits()
+        self.sources: dict[str, Source] = {}
+        self._handle = path.open("wb")
+        self._lengths: list[int] = [0]
+        self._kinds: list[int] = []
+        self._session: list[int] = []
+        self._reply: list[int] = []
+        self._replies: dict[str, int] = {}
+        self._sessions: list[tuple[str, float, str]] = []
+        self._flat: list[str] = []
+        self._text_lengths: list[int] = []
+        self._hashed: list[tuple[np.ndarray, np.ndarray]] = []
+        self._quotes: list[str] = []
+        self._quote_session: list[int] = []
+        self._quote_keys: list[np.ndarray] = []
+
+    # ------------------------------------------------------------ messages
+
+    def messages(self, conversations: Iterable[Conversation], name: str) -> Iterator[Conversation]:
+        """Yield conversations tidied, without secrets and private values; count who speaks."""
+        settings, person = self.job.settings, self.job.person
+        source = self.sources.setdefault(name, Source())
+        for piece in conversations:
+            source.hear(piece.messages)
+            texts = tidied([message.text for message in piece.messages])
+            self._hide(texts, piece)
+            if settings.quality_filter:
+                for number, text in enumerate(texts):
+                    if len(text) > 600 and piece.messages[number].speaker == person and pasted(text):
+                        self.dropped.add("pasted text", text, piece.id)
+                        texts[number] = ""
+            messages = tuple(
+                one if text is one.text and not self.job.names else Message(self._called(one.speaker), text, one.at)
+                for one, text in zip(piece.messages, texts, strict=True)
+            )
+            self.habits.hear([text for speaker, text, _ in messages if text and speaker == person])
+            yield Conversation(piece.id, messages, piece.start)
+
+    def _called(self, speaker: str) -> str:
+        """Return what rows call a speaker."""
+        return self.redactor.local(speaker) if self.job.names and speaker != self.job.person else speaker
+
+    def _hide(self, texts: list[str], piece: Conversation) -> None:
+        found = suspects(texts)
+        secrets = {number: "key" for number in found.keys if holds_key(texts[number])}
+        secrets |= {number: "password" for number in found.passwords if tells_password(texts[number])}
+        secrets |= {number: "seed phrase" for number in found.seeds if holds_seed_phrase(texts[number])}
+        for number, secret in secrets.items():
+            self.dropped.add(f"secret ({secret})", "…", f"{piece.id}:{piece.start + number}")
+            texts[number] = ""
+        if self.job.settings.redact or self.job.names:
+            for number in range(len(texts)) if self.job.names else found.values:
+                texts[number] = self.redactor.local(texts[number])
+
+    # ------------------------------------------------------------ rows
+
+    def session(self, said: Session) -> None:
+        """Add one row a reply of the person."""
+        turns = turns_of(said.messages, self.job.person)
+        if all(turn.role == "user" for turn in turns):
+            return
+        settings = self.job.settings
+        session_id = said.id
+        others = {message.speaker for message in said.messages}
+        others.discard(self.job.person)
+        number = self._begin(session_id, seconds(said.messages[0].at), others.pop() if len(others) == 1 else "")
+        flats = [
+            dedup.flat(turn.content if OPEN not in turn.content else LOCAL.sub(r"\1", turn.content)) for turn in turns
+        ]
+        lines = [orjson.dumps({"role": turn.role, "content": turn.content}) for turn in turns]
+        tail = orjson.dumps({"conversation": session_id, "kind": "chat"})[1:]
+        begins = context(turns, [len(line) // 3 for line in lines], settings.context_turns, settings.context_tokens)
+        self._quote(turns, number)
+        for place, turn in enumerate(turns):
+            if turn.role != "assistant":
+                continue
+            row_id = f"{said.conversation_id}:{said.start + turn.first}-{said.start + turn.last}"
+            if place == 0:
+                self.dropped.add("nothing was said before it", turn.content, row_id)
+                continue
+            before = turns[place - 1].content
+            reason = reason_to_drop(before, turn.content, settings.quality_filter)
+            if reason:
+                self.dropped.add(reason, turn.content, row_id)
+                continue
+            turns_said = b",".join(lines[begins[place] : place + 1])
+            line = b'%b],"id":%b,%b\n' % (turns_said, orjson.dumps(row_id), tail)
+            self._add(line, 0, number, f"{flats[place - 1]} {flats[place]}", flats[place])
+
+    def example(self, example: Example, at: float | None) -> None:
+        """Add a row that is no reply in a chat; its texts are tidied and redacted already."""
+        prompt, reply = example.turns[-2].content, example.reply
+        reason = reason_to_drop(prompt, reply, self.job.settings.quality_filter and example.kind != "journal")
+        if reason:
+            self.dropped.add(reason, reply, example.id)
+            return
+        number = self._begin(example.conversation_id, at, example.other)
+        about = {"id": example.id, "conversation": example.conversation_id, "kind": example.kind}
+        turns = [{"role": turn.role, "content": turn.content} for turn in example.turns]
+        line = orjson.dumps({"messages": turns} | about)[len(BEGINNING) :] + b"\n"
+        own = dedup.flat(reply)
+        self._add(line, KINDS.index(example.kind), number, f"{dedup.flat(prompt)} {own}", own)
+
+    def _begin(self, session_id: str, at: float | None, other: str) -> int:
+        self._sessions.append((session_id, float("nan") if at is None else at, other))
+        return len(self._sessions) - 1
+
+    def _quote(self, turns: Sequence[object], session: int) -> None:
+        for turn in turns:
+            content: str = turn.content  # type: ignore[attr-defined]
+            if len(content) >= QUOTED:
+                for line in content.split("\n"):
+                    if len(line) >= QUOTED:
+                        self._quotes.append(dedup.flat(line.lstrip("> ")))
+                        self._quote_session.append(session)
+
+    def _add(self, line: bytes, kind: int, session: int, text: str, reply: str) -> None:
+        self._handle.write(line)
+        self._lengths.append(len(line))
+        self._kinds.append(kind)
+        self._session.append(session)
+        short = len(reply) <= SHORT_REPLY
+        self._reply.append(self._replies.setdefault(reply, len(self._replies)) if short else -1)
+        self._flat.append(text)
+        self._text_lengths.append(len(text))
+        if len(self._flat) >= _BATCH:
+            self._hash()
+
+    def _hash(self) -> None:
+        self._hashed.append(dedup.signatures(self._flat))
+        self._quote_keys.append(dedup.keys(self._quotes))
+        self._flat, self._quotes = [], []
+
+    def done(self) -> Shard:
+        """Close the file and return the part."""
+        self._hash()
+        self._handle.close()
+        return Shard(
+            path=self.path,
+            offsets=np.cumsum(np.array(self._lengths, np.int64)),
+            kinds=np.array(self._kinds, np.uint8),
+            session=np.array(self._session, np.int32),
+            lengths=np.array(self._text_lengths, np.uint32),
+            keys=np.concatenate([sums for sums, _ in self._hashed]),
+            bands=np.concatenate([bands for _, bands in self._hashed]),
+            reply=np.array(self._reply, np.int32),
+            session_ids=[name for name, _, _ in self._sessions],
+            session_times=[at for _, at, _ in self._sessions],
+            session_others=[other for _, _, other in self._sessions],
+            replies=list(self._replies),
+            quoted=(np.concatenate(self._quote_keys), np.array(self._quote_session, np.int32)),
+            values=self.redactor.values,
+            redacted=self.redactor.counts,
+            dropped=self.dropped,
+            habits=self.habits,
+            sources=self.sources,
+        )
+
+
+def chats(parts: Sequence[Chats], job: Job, path: Path) -> Shard:
+    """Return the rows of conversations.
+
+    Args:
+        parts: files of conversations, read one after another.
+        job: whose rows, and how.
+        path: the file that the rows go to.
+    """
+    with file_errors(job.settings.output, "write"):
+        writer = _Writer(job, path)
+        gap = timedelta(hours=job.settings.session_gap_hours)
+        for part in parts:
+            for said in sessions(writer.messages(part.read(writer.dropped), part.name), gap):
+                writer.session(said)
+        return writer.done()
+
+
+def examples(rows: Iterable[tuple[Example, float | None]], job: Job, path: Path) -> Shard:
+    """Return the rows of memories, facts, journals and response examples."""
+    with file_errors(job.settings.output, "write"):
+        writer = _Writer(job, path)
+        for row, at in rows:
+            writer.example(row, at)
+        return writer.done()

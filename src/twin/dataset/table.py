@@ -1,0 +1,194 @@
+"""All rows of an export, chosen among by number and read from disk one at a time."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from typing import Any, overload
+
+import numpy as np
+import orjson
+
+from twin.dataset.dedup import flat
+from twin.dataset.redact import OPEN, Redactor, numbered
+from twin.dataset.shard import BEGINNING, Shard
+from twin.records import Example, Turn
+
+_OPEN = OPEN.encode()
+_BATCH = 4096
+
+
+class Table:
+    """The rows of several parts, numbered through.
+
+    Args:
+        shards: the parts, in the order of their sources.
+        redactor: gives each private value its number in the whole dataset, in the order of the parts.
+    """
+
+    def __init__(self, shards: Sequence[Shard], redactor: Redactor) -> None:
+        self._shards = shards
+        self._files = ExitStack()
+        self._handles = [self._files.enter_context(shard.path.open("rb", buffering=0)).fileno() for shard in shards]
+        counts = [len(shard.kinds) for shard in shards]
+        self.rows = sum(counts)
+        self._first = np.cumsum([0, *counts])
+        sessions = np.cumsum([0, *(len(shard.session_ids) for shard in shards)])
+        self.session_ids = [name for shard in shards for name in shard.session_ids]
+        self.session_times = np.array([at for shard in shards for at in shard.session_times], np.float64)
+        self.kinds = _joined([shard.kinds for shard in shards], np.uint8)
+        self.lengths = _joined([shard.lengths for shard in shards], np.uint32)
+        self.keys = _joined([shard.keys for shard in shards], np.uint64)
+        self.bands = np.concatenate([shard.bands for shard in shards])
+        self.session = _joined(
+            [shard.session + before for shard, before in zip(shards, sessions[:-1], strict=True)], np.int64
+        )
+        self.quoted = (
+            _joined([shard.quoted[0] for shard in shards], np.uint64),
+            _joined([shard.quoted[1] + before for shard, before in zip(shards, sessions[:-1], strict=True)], np.int64),
+        )
+        self.replies = self._reply_numbers()
+        self._offsets = np.concatenate([shard.offsets for shard in shards])
+        self._numbers = [_numbers(shard, redactor) for shard in shards]
+
+    def _reply_numbers(self) -> np.ndarray:
+        """Return of each row its short reply's number among all, -1 for a long one."""
+        known: dict[str, int] = {}
+        parts = []
+        for shard in self._shards:
+            own = np.array([known.setdefault(reply, len(known)) for reply in shard.replies] + [-1], np.int64)
+            parts.append(own[shard.reply])
+        return _joined(parts, np.int64)
+
+    def close(self) -> None:
+        """Close the parts' files."""
+        self._files.close()
+
+    def lines(self, rows: np.ndarray) -> Iterator[bytes]:
+        """Yield rows as ChatML JSON lines without their beginning, ``{"messages":[``."""
+        numbers = np.searchsorted(self._first, rows, side="right") - 1
+        begins, ends = self._offsets[rows + numbers], self._offsets[rows + numbers + 1]
+        for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends.tolist(), strict=True):
+            data = _read_at(self._handles[number], end - begin, begin)
+            yield numbered(data, self._numbers[number]) if _OPEN in data else data
+
+    def records(self, rows: np.ndarray) -> Iterator[dict[str, Any]]:
+        """Yield rows as JSON objects in ChatML."""
+        for line in self.lines(rows):
+            yield orjson.loads(BEGINNING + line)
+
+    def example(self, row: int, system: str = "") -> Example:
+        """Return a row as a record."""
+        [data] = self.records(np.array([row]))
+        turns = [Turn(item["role"], item["content"]) for item in data["messages"]]
+        number = int(np.searchsorted(self._first, row, side="right")) - 1
+        shard = self._shards[number]
+        other = shard.session_others[int(shard.session[row - int(self._first[number])])]
+        if OPEN in other:
+            other = numbered(other.encode(), self._numbers[number]).decode()
+        head = [Turn("system", system)] if system else []
+        return Example(data["id"], data["conversation"], data["kind"], (*head, *turns), other)
+
+    def texts(self, rows: np.ndarray) -> Iterator[str]:
+        """Yield rows' last prompts and replies, flat, as duplicates are looked for."""
+        for data in self.records(rows):
+            prompt, reply = data["messages"][-2:]
+            yield flat(f"{prompt['content']} {reply['content']}")
+
+
+def _read_at(handle: int, size: int, place: int) -> bytes:
+    if hasattr(os, "pread"):
+        return os.pread(handle, size, place)
+    os.lseek(handle, place, os.SEEK_SET)  # Windows
+    return os.read(handle, size)
+
+
+def _joined(parts: list[np.ndarray], kind: type) -> np.ndarray:
+    return np.concatenate(parts).astype(kind, copy=False) if parts else np.empty(0, kind)
+
+
+def _numbers(shard: Shard, redactor: Redactor) -> dict[tuple[str, int], int]:
+    """Return for a kind and a part's own number the dataset's number."""
+    own: Counter[str] = Counter()
+    numbers = {}
+    for kind, value in shard.values:
+        own[kind] += 1
+        numbers[kind, own[kind]] = redactor.number(kind, value)
+    return numbers
+
+
+class Rows(Sequence[Example]):
+    """Rows of a table in one order, each with the system prompt it carries.
+
+    Args:
+        table: where the rows are.
+        order: their numbers.
+        system_of: the system prompt of a session's number; empty for none.
+    """
+
+    def __init__(self, table: Table, order: np.ndarray, system_of: Callable[[int], str]) -> None:
+        self.table, self.order, self.system_of = table, order, system_of
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    @overload
+    def __getitem__(self, place: int) -> Example: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Example]: ...
+    def __getitem__(self, place: int | slice) -> Example | list[Example]:
+        if isinstance(place, slice):
+            return [self._example(row) for row in self.order[place].tolist()]
+        return self._example(int(self.order[place]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Rows) and list(self) == list(other)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def _example(self, row: int) -> Example:
+        return self.table.example(row, self.system_of(int(self.table.session[row])))
+
+    def chatml(self) -> Iterator[bytes]:
+        """Yield the rows as lines of ChatML, some thousand at a time, without making records of them."""
+        beginnings: dict[str, bytes] = {"": BEGINNING}
+        for first in range(0, len(self.order), _BATCH):
+            order = self.order[first : first + _BATCH]
+            parts: list[bytes] = []
+            for line, session in zip(self.table.lines(order), self.table.session[order].tolist(), strict=True):
+                prompt = self.system_of(session)
+                beginning = beginnings.get(prompt)
+                if beginning is None:
+                    turn = orjson.dumps({"role": "system", "content": prompt})
+                    beginning = beginnings[prompt] = b"%b%b," % (BEGINNING, turn)
+                parts += (beginning, line)
+            yield b"".join(parts)
+
+
+def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
+    """Return the rows in an order of the seed's. ``RandomState`` keeps its stream across NumPy's versions (NEP 19)."""
+    return np.random.RandomState(seed).permutation(rows)
+
+
+def thinned(replies: np.ndarray, alive: np.ndarray, seed: int) -> np.ndarray:
+    """Return which rows go because their reply is said so often that it would drown the voice (shape: rows, boolean).
+
+    Up to 1 in 200 of all rows (20 at least) a short reply keeps every row; beyond, it keeps the limit times
+    ``1 + ln(count / limit)``: what is said more often still is, in proportion. Which ones stay is spread evenly.
+    """
+    gone = np.zeros(len(replies), bool)
+    rows = np.flatnonzero(alive & (replies >= 0))
+    counts = np.bincount(replies[rows]) if len(rows) else np.empty(0, np.int64)
+    limit = max(20, int(alive.sum()) // 200)
+    chooser = random.Random(seed)  # noqa: S311 - a reproducible choice, no secret
+    for reply in np.flatnonzero(counts > limit).tolist():
+        own = rows[replies[rows] == reply]
+        keep = int(limit * (1 + np.log(len(own) / limit)))
+        shift = chooser.random()
+        numbers = np.floor((np.arange(len(own) + 1) + shift) * keep / len(own))
+        gone[own[numbers[1:] == numbers[:-1]]] = True
+    return gone
