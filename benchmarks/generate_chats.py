@@ -1,8 +1,8 @@
 """A brain of any size, the same for the same seed: exchanges in six scripts, with copies and private values among them.
 
-Of the pairs 10 % are exact copies of an earlier one of the same chat, 10 % near copies (a mark or a letter more), 5 % hold something to
-redact (e-mail, phone, card, IBAN, IP, a link with a token). A file a chat, JSONL with the columns conversation,
-context, response and at; five pairs a sitting.
+Of the pairs 10 % are exact copies of an earlier one of the same chat, 10 % near copies (a mark or a letter more), 5 %
+hold something to redact (e-mail, phone, card, IBAN, IP, a link with a token). A file a chat, JSONL with the columns
+conversation, context, response and at; three pairs a sitting.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ PRIVATE = (
     "it is on 192.168.{a}.{b}",
     "https://example.org/share?token={n:012x}",
 )
-PAIRS_A_SITTING = 5
+PAIRS_A_SITTING = 3
 PAIRS_A_FILE = 10_000
 
 
@@ -49,7 +49,7 @@ def sentence(vocabulary: list[str], rng: random.Random) -> str:
 
 def generate(folder: Path, pairs: int, seed: int = 0) -> None:
     """Write ``pairs`` exchanges below ``folder``."""
-    rng = random.Random(seed)
+    rng = random.Random(seed)  # noqa: S311 - the same for the same seed
     vocabularies = [words(alphabet, rng, 3000) for alphabet in ALPHABETS.values()]
     folder.mkdir(parents=True, exist_ok=True)
     done = 0

@@ -232,7 +232,16 @@ def test_the_mark_of_an_edit_is_no_speech():
 
 
 # Once wrong elsewhere: "media lines without brackets".
-@pytest.mark.parametrize("line", ["Media omitted", "My report v2.pdf (file attached)", "\u200eBild weggelassen"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Media omitted",
+        "My report v2.pdf (file attached)",
+        "\u200eBild weggelassen",
+        "RS.pdf • 14 pages <attached: 1-RS.pdf>",
+        "1-PHOTO.jpg <attached>",
+    ],
+)
 def test_more_media_is_no_speech(line):
     assert read(f"09/01/2024, 18:42 - Ana: {line}\n")[0] == []
 

@@ -14,7 +14,6 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from itertools import chain
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -36,7 +35,7 @@ from twin.settings import ExportSettings
 
 _PART_BYTES = 8 << 20  # what one process takes at a time
 _WORTH_PROCESSES = 24 << 20
-_PAIRS_A_TASK = 4096
+_PAIRS_AT_ONCE = 8192
 Tick = Callable[[float], None]
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
@@ -123,7 +122,7 @@ def build(
         table = Table(shards, private.redactor)
         for one in shards:
             dropped.merge(one.dropped)
-        alive, pairs, similar = _distinct(table, settings, dropped, run)
+        alive, pairs, similar = _distinct(table, settings, dropped)
     if not alive.any():
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.counts.most_common())
         raise StepError(
@@ -196,9 +195,7 @@ def _pool(settings: ExportSettings, chats: Sequence[Chats]) -> Iterator[Map]:
 # ---------------------------------------------------------------- choosing
 
 
-def _distinct(
-    table: Table, settings: ExportSettings, dropped: Dropped, run: Map
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _distinct(table: Table, settings: ExportSettings, dropped: Dropped) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Return which rows stay, the pairs among them that are somewhat alike, and how much."""
     alive = np.ones(table.rows, bool)
     if settings.deduplicate:
@@ -206,7 +203,7 @@ def _distinct(
         _drop(table, ~first, "duplicate", dropped)
         alive &= first
     pairs = dedup.candidates(table.bands, alive)
-    similar = np.array(list(chain.from_iterable(run(_similar, _pair_tasks(table, pairs)))), np.float64)
+    similar = _similarities(table, pairs)
     if settings.deduplicate:
         near = dedup.near_duplicates(pairs, similar, table.rows)
         _drop(table, near, "near-duplicate", dropped)
@@ -219,16 +216,13 @@ def _distinct(
     return alive, pairs[both], similar[both]
 
 
-def _pair_tasks(table: Table, pairs: np.ndarray) -> Iterator[tuple[np.ndarray, dict[int, str]]]:
-    """Yield pairs of rows, some thousand at a time, with the texts of those rows."""
-    for begin in range(0, len(pairs), _PAIRS_A_TASK):
-        some = pairs[begin : begin + _PAIRS_A_TASK]
-        rows = np.unique(some)
-        yield some, dict(zip(rows.tolist(), table.texts(rows), strict=True))
-
-
-def _similar(task: tuple[np.ndarray, dict[int, str]]) -> list[float]:
-    return dedup.similarities(*task)
+def _similarities(table: Table, pairs: np.ndarray) -> np.ndarray:
+    """Return how much the rows of each pair are alike."""
+    done = [np.empty(0)]
+    for begin in range(0, len(pairs), _PAIRS_AT_ONCE):
+        some = pairs[begin : begin + _PAIRS_AT_ONCE]
+        done.append(dedup.similarities(*(list(table.texts(some[:, side])) for side in (0, 1))))
+    return np.concatenate(done)
 
 
 def _drop(table: Table, gone: np.ndarray, reason: str, dropped: Dropped) -> None:

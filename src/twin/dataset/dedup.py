@@ -7,7 +7,8 @@ the next text, the hash of the text's first one stands instead, which changes ne
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 from rensa import RMinHash
@@ -19,6 +20,7 @@ _SHINGLE = 5
 _BATCH = 1024  # texts hashed at once: their arrays stay in the processor's cache
 _STEP, _MIX = np.uint64(0x100000001B3), np.uint64(0xBF58476D1CE4E5B9)
 _SHIFT = np.uint64(32)
+_PAIR = np.uint64(_BATCH - 1)  # the bits of a batch's numbers
 _PADDING = "\ue000"  # no tidied text has it
 _NEIGHBOURS = 3
 _ODD = np.array([0x9E3779B1, 0x85EBCA77, 0xC2B2AE3D, 0x27D4EB2F], np.uint32)
@@ -83,7 +85,10 @@ def signatures(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         matrix = RMinHash.digest_matrix_from_flat_token_hashes(
             hashes, starts.astype(np.uint64), BANDS * _ROWS_A_BAND, 1
         )
-        digests = np.array(matrix.to_rows(), np.uint32).reshape(-1, BANDS, _ROWS_A_BAND)
+        values = chain.from_iterable(matrix.to_rows())
+        digests = np.fromiter(values, np.uint32, (len(starts) - 1) * BANDS * _ROWS_A_BAND).reshape(
+            -1, BANDS, _ROWS_A_BAND
+        )
         bands.append((digests * _ODD).sum(axis=2, dtype=np.uint32))
     return np.concatenate(sums), np.concatenate(bands)
 
@@ -118,26 +123,31 @@ def candidates(bands: np.ndarray, alive: np.ndarray) -> np.ndarray:
     return pairs[np.lexsort((pairs[:, 0], pairs[:, 1]))]
 
 
-def similarities(pairs: np.ndarray, texts: Mapping[int, str]) -> list[float]:
-    """Return the true Jaccard similarity of each pair, over the 64-bit hashes of their 5-grams.
+def similarities(left: Sequence[str], right: Sequence[str]) -> np.ndarray:
+    """Return the true Jaccard similarity of each two flat texts, over the hashes of their 5-grams (shape: pairs).
 
-    Args:
-        pairs: row numbers (shape: pairs, 2).
-        texts: the flat text of each of those rows.
+    All sets of a batch are one sorted array: the low bits of a hash give way to the number of its pair.
     """
-    sets: dict[int, frozenset[int]] = {}
-    rows = list(texts)
-    for begin in range(0, len(rows), _BATCH):
-        batch = rows[begin : begin + _BATCH]
-        hashes, starts = _hashes([texts[row] for row in batch])
-        values, places = hashes.tolist(), starts.tolist()
-        sets |= {row: frozenset(values[places[n] : places[n + 1]]) for n, row in enumerate(batch)}
-    done = []
-    for one, other in pairs.tolist():
-        left, right = sets[one], sets[other]
-        both = len(left & right)
-        done.append(both / (len(left) + len(right) - both))
-    return done
+    done = [np.empty(0)]
+    for begin in range(0, len(left), _BATCH):
+        ours, theirs = (_sorted_sets(texts[begin : begin + _BATCH]) for texts in (left, right))
+        both = np.concatenate((ours, theirs))
+        both.sort()
+        shared = both[:-1][both[1:] == both[:-1]]
+        one, other, common = (
+            np.bincount((keys & _PAIR).astype(np.int64), minlength=len(left[begin : begin + _BATCH]))
+            for keys in (ours, theirs, shared)
+        )
+        done.append(common / (one + other - common))
+    return np.concatenate(done)
+
+
+def _sorted_sets(texts: Sequence[str]) -> np.ndarray:
+    """Return the distinct hashes of each text, all in one sorted array, each with its text's number in the low bits."""
+    hashes, starts = _hashes(texts)
+    numbered = (hashes & ~_PAIR) | np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(starts))
+    numbered.sort()
+    return numbered[np.concatenate(([True], numbered[1:] != numbered[:-1]))]
 
 
 def near_duplicates(pairs: np.ndarray, similar: np.ndarray, rows: int) -> np.ndarray:

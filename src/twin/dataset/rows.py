@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
+import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
@@ -24,7 +25,7 @@ from twin.runs import DatasetPaths
 from twin.settings import Settings
 
 _BATCH = 2000  # rows written at once
-_COPY_BYTES = 1 << 20
+_FLUSH_BYTES = 32 << 20
 
 
 def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, report: Mapping[str, Any]) -> None:
@@ -42,13 +43,16 @@ def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, re
             full, train_file, val_file = (
                 stack.enter_context(files.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
             )
-            digest = _write_part(built.train, train_file, format_name, person)
-            digests = {paths.train.name: digest.hexdigest()}
-            digests[paths.val.name] = _write_part(built.val, val_file, format_name, person, digest).hexdigest()
-            digests[paths.full.name] = digest.hexdigest()
-            for part in (train_file, val_file):  # all rows are the two parts, one after the other
-                part.seek(0)
-                shutil.copyfileobj(part, full, _COPY_BYTES)
+            behind = stack.enter_context(ThreadPoolExecutor(1))
+            whole = _Digested(full, hashlib.sha256(), behind)
+            digests = {}
+            for rows, path, handle in ((built.train, paths.train, train_file), (built.val, paths.val, val_file)):
+                part = _Digested(handle, hashlib.sha256(), behind)
+                for batch in rows.chatml() if format_name == "chatml" else _batches(rows, format_name, person):
+                    part.write(batch)
+                    whole.write(batch)
+                digests[path.name] = part.digest.hexdigest()
+            digests[paths.full.name] = whole.digest.hexdigest()
         files.write_json(paths.report, {**report, "files": digests})
 
 
@@ -60,15 +64,22 @@ def write_reserved(memories: Sequence[Memory], paths: DatasetPaths) -> None:
             handle.write(orjson.dumps(row) + b"\n")
 
 
-def _write_part(rows: TableRows, handle: IO[bytes], format_name: str, person: str, also: Any = None) -> Any:
-    """Write rows and return their SHA-256; ``also`` hashes them on."""
-    digest = hashlib.sha256()
-    for batch in rows.chatml() if format_name == "chatml" else _batches(rows, format_name, person):
-        handle.write(batch)
-        digest.update(batch)
-        if also is not None:
-            also.update(batch)
-    return digest
+class _Digested:
+    """A file that is hashed while it is written, and brought to the disk behind the writing, not after it."""
+
+    def __init__(self, handle: IO[bytes], digest: Any, behind: ThreadPoolExecutor) -> None:
+        self._handle, self.digest, self._behind = handle, digest, behind
+        self._waiting = 0
+
+    def write(self, batch: bytes) -> None:
+        """Write, hash, and now and then flush."""
+        self._handle.write(batch)
+        self.digest.update(batch)
+        self._waiting += len(batch)
+        if self._waiting > _FLUSH_BYTES:
+            self._handle.flush()
+            self._behind.submit(os.fsync, self._handle.fileno())
+            self._waiting = 0
 
 
 def _batches(rows: TableRows, format_name: str, person: str) -> Iterator[bytes]:

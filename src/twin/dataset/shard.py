@@ -30,7 +30,9 @@ KINDS: tuple[Kind, ...] = ("chat", "memory", "fact", "journal", "example")
 BEGINNING = b'{"messages":['
 QUOTED = 60  # characters of a line that is the same only where somebody quotes or forwards it
 SHORT_REPLY = 40  # characters: what is longer is not said often
+_TURN = {role: b'{"role":"' + role.encode() + b'","content":%b}' for role in ("user", "assistant")}
 _BATCH = 2048
+_BUFFER = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ class Shard:
     Args:
         path: their lines.
         offsets: where each row's line begins in the file, and where the last ends (shape: rows + 1).
+        text_offsets: the same of its prompt and reply, flat, in the file beside it.
         kinds: of each row, its place in ``KINDS``.
         session: of each row, its session's number in this part.
         lengths: of each row, the characters of its prompt and reply.
@@ -94,6 +97,7 @@ class Shard:
 
     path: Path
     offsets: np.ndarray
+    text_offsets: np.ndarray
     kinds: np.ndarray
     session: np.ndarray
     lengths: np.ndarray
@@ -112,6 +116,11 @@ class Shard:
     sources: dict[str, Source]
 
 
+def text_file(path: Path) -> Path:
+    """Return the file of flat texts beside a part's lines."""
+    return path.with_suffix(".text")
+
+
 class _Writer:
     """Gathers rows: their lines go to the file, their texts are hashed a few thousand at a time."""
 
@@ -121,7 +130,9 @@ class _Writer:
         self.redactor = Redactor(job.settings.regions, job.names, job.settings.redact)
         self.habits = Habits()
         self.sources: dict[str, Source] = {}
-        self._handle = path.open("wb")
+        self._handle = path.open("wb", buffering=_BUFFER)
+        self._texts = text_file(path).open("wb", buffering=_BUFFER)
+        self._text_sizes: list[int] = [0]
         self._lengths: list[int] = [0]
         self._kinds: list[int] = []
         self._session: list[int] = []
@@ -188,7 +199,7 @@ class _Writer:
         flats = [
             dedup.flat(turn.content if OPEN not in turn.content else LOCAL.sub(r"\1", turn.content)) for turn in turns
         ]
-        lines = [orjson.dumps({"role": turn.role, "content": turn.content}) for turn in turns]
+        lines = [_TURN[turn.role] % orjson.dumps(turn.content) for turn in turns]
         tail = orjson.dumps({"conversation": session_id, "kind": "chat"})[1:]
         begins = context(turns, [len(line) // 3 for line in lines], settings.context_turns, settings.context_tokens)
         self._quote(turns, number)
@@ -244,6 +255,7 @@ class _Writer:
         self._reply.append(self._replies.setdefault(reply, len(self._replies)) if short else -1)
         self._flat.append(text)
         self._text_lengths.append(len(text))
+        self._text_sizes.append(self._texts.write(text.encode()))
         if len(self._flat) >= _BATCH:
             self._hash()
 
@@ -256,9 +268,11 @@ class _Writer:
         """Close the file and return the part."""
         self._hash()
         self._handle.close()
+        self._texts.close()
         return Shard(
             path=self.path,
             offsets=np.cumsum(np.array(self._lengths, np.int64)),
+            text_offsets=np.cumsum(np.array(self._text_sizes, np.int64)),
             kinds=np.array(self._kinds, np.uint8),
             session=np.array(self._session, np.int32),
             lengths=np.array(self._text_lengths, np.uint32),

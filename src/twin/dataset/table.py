@@ -7,14 +7,14 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 import orjson
 
-from twin.dataset.dedup import flat
 from twin.dataset.redact import OPEN, Redactor, numbered
-from twin.dataset.shard import BEGINNING, Shard
+from twin.dataset.shard import BEGINNING, Shard, text_file
 from twin.records import Example, Turn
 
 _OPEN = OPEN.encode()
@@ -32,7 +32,8 @@ class Table:
     def __init__(self, shards: Sequence[Shard], redactor: Redactor) -> None:
         self._shards = shards
         self._files = ExitStack()
-        self._handles = [self._files.enter_context(shard.path.open("rb", buffering=0)).fileno() for shard in shards]
+        self._handles = [self._opened(shard.path) for shard in shards]
+        self._text_handles = [self._opened(text_file(shard.path)) for shard in shards]
         counts = [len(shard.kinds) for shard in shards]
         self.rows = sum(counts)
         self._first = np.cumsum([0, *counts])
@@ -52,6 +53,7 @@ class Table:
         )
         self.replies = self._reply_numbers()
         self._offsets = np.concatenate([shard.offsets for shard in shards])
+        self._text_offsets = np.concatenate([shard.text_offsets for shard in shards])
         self._numbers = [_numbers(shard, redactor) for shard in shards]
 
     def _reply_numbers(self) -> np.ndarray:
@@ -63,16 +65,24 @@ class Table:
             parts.append(own[shard.reply])
         return _joined(parts, np.int64)
 
+    def _opened(self, path: Path) -> int:
+        return self._files.enter_context(path.open("rb", buffering=0)).fileno()
+
     def close(self) -> None:
         """Close the parts' files."""
         self._files.close()
 
+    def _read(self, handles: Sequence[int], offsets: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, bytes]]:
+        """Yield for each row the number of its part and its bytes in the part's file."""
+        numbers = np.searchsorted(self._first, rows, side="right") - 1
+        places = rows + numbers  # each part has one offset more than rows
+        begins, ends = offsets[places], offsets[places + 1]
+        for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends.tolist(), strict=True):
+            yield number, _read_at(handles[number], end - begin, begin)
+
     def lines(self, rows: np.ndarray) -> Iterator[bytes]:
         """Yield rows as ChatML JSON lines without their beginning, ``{"messages":[``."""
-        numbers = np.searchsorted(self._first, rows, side="right") - 1
-        begins, ends = self._offsets[rows + numbers], self._offsets[rows + numbers + 1]
-        for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends.tolist(), strict=True):
-            data = _read_at(self._handles[number], end - begin, begin)
+        for number, data in self._read(self._handles, self._offsets, rows):
             yield numbered(data, self._numbers[number]) if _OPEN in data else data
 
     def records(self, rows: np.ndarray) -> Iterator[dict[str, Any]]:
@@ -94,9 +104,8 @@ class Table:
 
     def texts(self, rows: np.ndarray) -> Iterator[str]:
         """Yield rows' last prompts and replies, flat, as duplicates are looked for."""
-        for data in self.records(rows):
-            prompt, reply = data["messages"][-2:]
-            yield flat(f"{prompt['content']} {reply['content']}")
+        for _, data in self._read(self._text_handles, self._text_offsets, rows):
+            yield data.decode()
 
 
 def _read_at(handle: int, size: int, place: int) -> bytes:

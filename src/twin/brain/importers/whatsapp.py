@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import date, datetime
+from functools import lru_cache
 
 from twin.brain.document import Document, as_text
 from twin.brain.reading import pieces
@@ -35,7 +36,8 @@ _INVISIBLE = str.maketrans(
     {"\u200e": "", "\u200f": "", "\u202a": "", "\u202c": "", "\ufeff": "", "\u202f": " ", "\u00a0": " "}
 )
 _MEDIA = re.compile(
-    r"<(?:media|medien|médias|multimedia)\b[^<>]*>|media omitted|<attached: [^<>]+>|[^\n]+\.\w{2,4} \(file attached\)"
+    r"(?:[^\n]{1,200} )?<attached: [^<>]+>|[^\n]+\.\w{2,5} (?:<attached>|\(file attached\))"
+    r"|<(?:media|medien|médias|multimedia)\b[^<>]*>|media omitted"
     r"|(?:image|video|audio|sticker|GIF|document|contact card) omitted"
     # The same in another language: a whole line in angle brackets, of several words or of other letters.
     r"|[<‹](?=[^<>‹›\n]*(?:\w \w|[^\x00-\x7f]))[^<>‹›\n]{3,60}[>›]",
@@ -65,11 +67,16 @@ def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
     Raises:
         UsageError: dates that fit no order of day, month and year; a zip that can't be read.
     """
-    order = _date_order(match for line in document.lines() if (match := _START.match(line.translate(_INVISIBLE))))
+    order = _date_order(match for line in document.lines() if (match := _START.match(_visible(line))))
     if order == "":
         raise UsageError(f"The dates of {document} fit no order of day, month and year.", "Export the chat again.")
     if order:
         yield from pieces(document.name, _messages(document, order, dropped))
+
+
+def _visible(line: str) -> str:
+    """Return a line without invisible marks."""
+    return line if line.isascii() else line.translate(_INVISIBLE)
 
 
 def _messages(document: Document, order: str, dropped: Dropped) -> Iterator[Message]:
@@ -77,7 +84,7 @@ def _messages(document: Document, order: str, dropped: Dropped) -> Iterator[Mess
     said: list[str] = []
     marked = False
     for raw in document.lines():
-        line = raw.translate(_INVISIBLE)
+        line = _visible(raw)
         match = _START.match(line)
         begins = _when(match, order) if match else None
         if match and begins:
@@ -116,30 +123,47 @@ def _date_order(matches: Iterable[re.Match[str]]) -> str | None:
     found = twelve_hours = False
     fit = dict.fromkeys(("dmy", "mdy", "ymd"), 0)
     backward = dict.fromkeys(fit, 0)
-    before: dict[str, datetime] = {}
+    before: dict[str, date] = {}
+    last: tuple[str, ...] = ()
     for match in matches:
         found = True
         # Where the day comes second, the clock has twelve hours, told in Latin letters.
         twelve_hours = twelve_hours or bool(match["after"] and match["after"].isascii())
+        own = match.group("one", "two", "three")
+        if own == last:
+            continue
+        last = own
         for order in fit:
-            if at := _when(match, order):
+            if day := _day(own, order):
                 fit[order] += 1
-                backward[order] += order in before and at < before[order]
-                before[order] = at
+                backward[order] += order in before and day < before[order]
+                before[order] = day
     if not before:
         return "" if found else None
     ranked = ("mdy", "dmy", "ymd") if twelve_hours else ("dmy", "mdy", "ymd")
     return min(ranked, key=lambda order: (-fit[order], backward[order]))
 
 
+@lru_cache(maxsize=1 << 12)
+def _day(parts: tuple[str, str, str], order: str) -> date | None:
+    """Return the day that three numbers name in an order, or None where there is no such day."""
+    units = {unit: int(part) for unit, part in zip(order, parts, strict=True)}
+    try:
+        return date(units["y"] + 2000 if units["y"] < 100 else units["y"], units["m"], units["d"])
+    except ValueError:
+        return None
+
+
 def _when(match: re.Match[str], order: str) -> datetime | None:
     """Return the time of a line, or None where it is none: words that only look like a date carry a message on."""
-    parts = {unit: int(match[name]) for unit, name in zip(order, ("one", "two", "three"), strict=True)}
-    year = parts["y"] + 2000 if parts["y"] < 100 else parts["y"]
-    hour = int(match["hour"])
-    if half := match["before"] or match["after"]:
+    one, two, three, hours, minute, second, before, after = match.group(
+        "one", "two", "three", "hour", "minute", "second", "before", "after"
+    )
+    day = _day((one, two, three), order)
+    hour = int(hours)
+    if half := before or after:
         hour = hour % 12 + (12 if re.fullmatch(_SECOND_HALF, half) else 0)
     try:
-        return datetime(year, parts["m"], parts["d"], hour, int(match["minute"]), int(match["second"] or 0))
+        return datetime(day.year, day.month, day.day, hour, int(minute), int(second or 0)) if day else None
     except ValueError:
         return None
