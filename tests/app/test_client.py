@@ -472,7 +472,9 @@ def test_retry_after_is_kept(httpserver: HTTPServer, into: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "wait", ["3600", "9" * 40, format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)]
+    "wait",
+    ["3600", "9" * 40, format_datetime(datetime.now(UTC) + timedelta(days=2), usegmt=True)],
+    ids=["hours", "for ever", "a date"],
 )
 def test_a_wait_that_is_too_long_is_left_to_the_person(httpserver: HTTPServer, into: Path, wait: str) -> None:
     failing_then(httpserver, Response(b"", 503, {"Retry-After": wait}))

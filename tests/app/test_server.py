@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import logging
+import re
 import signal
 import socket
 import subprocess
@@ -154,7 +155,13 @@ def test_no_page_of_another_site_may_read_it(url: str) -> None:
 
 
 def test_no_page_loads_scripts_from_elsewhere(url: str) -> None:
-    assert [httpx.get(url + page, trust_env=False).status_code for page in ("/docs", "/redoc")] == [404, 404]
+    page = httpx.get(url + "/docs", trust_env=False)
+    assert (page.status_code, httpx.get(url + "/redoc", trust_env=False).status_code) == (200, 404)
+    # A token is typed into that page: nothing of it may come from elsewhere.
+    loaded = re.findall(r"""(?:src|href)=["']([^"']+)""", page.text)
+    assert len(loaded) >= 2
+    assert all(place.startswith("/") and not place.startswith("//") for place in loaded)
+    assert {httpx.get(url + place, trust_env=False).status_code for place in loaded} == {200}
     assert httpx.get(f"{url}/openapi.json", trust_env=False).status_code == 200
 
 

@@ -122,10 +122,10 @@ def test_golden():
         "my pin",
         "a1b2c3d4e5f6g7h8",
         "one " * 12,
-        "18:30, 4 of them" + " so" * 9,
+        "18:30, 4 of them" + "~" * 30,
         "1.1.1.1",
     ]
-    assert suspects(texts) == Suspects(values=[1, 3, 6], keys=[1, 3], passwords=[2], seeds=[4])
+    assert suspects(texts) == Suspects(values=[1, 3, 6], keys=[3], passwords=[2], seeds=[4])
     assert suspects([]) == Suspects([], [], [], [])
 
 

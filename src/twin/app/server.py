@@ -24,6 +24,7 @@ from fastapi import APIRouter, Depends, FastAPI, HTTPException, Query, Request, 
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
+from fastapi_offline import FastAPIOffline
 from pydantic import SecretStr
 
 from twin import __version__
@@ -113,11 +114,11 @@ def create_app(source: BrainSource, secret: SecretStr) -> FastAPI:
     Raises:
         UsageError: too short a secret.
     """
-    app = FastAPI(
+    app: FastAPI = FastAPIOffline(  # its page at /docs loads nothing from elsewhere: a token is typed there
         title="twin",
         version=__version__,
         description="The export API of the Chirag Clone app, on a local brain.",
-        docs_url=None,  # these pages load scripts from elsewhere, into a page in which a token is typed
+        docs_url="/docs",
         redoc_url=None,
         max_body_size=MAX_BODY_BYTES,
         # Its logs would hold messages of exceptions, which quote chats, wherever a provider sends them.

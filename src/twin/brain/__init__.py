@@ -21,7 +21,8 @@ from twin.dropped import Dropped
 from twin.errors import UsageError, file_errors, nearest
 from twin.records import ME, Brain, Conversation, JournalEntry, Memory, Message, Personality
 
-_MAY_BE_CHATS = {".txt", ".md", ".markdown", ".json", ".jsonl", ".csv", ".html", ".mbox", ".db", ".zip"}
+_TABLES = {".csv", ".tsv", ".jsonl", ".ndjson"}
+_MAY_BE_CHATS = {".txt", ".md", ".markdown", ".json", ".html", ".mbox", ".db", ".zip"} | _TABLES
 _LISTED = 12
 
 
@@ -167,7 +168,7 @@ def _inside(file: Document, dropped: Dropped) -> list[tuple[Document, Importer]]
     if not inner:
         dropped.problem(f"{file} is empty.", "Export it again, or take it out of the folder.")
     for document in inner:
-        if document.suffix not in _MAY_BE_CHATS - {".zip"}:
+        if document.suffix not in _MAY_BE_CHATS - {".zip"} | {""}:  # a mailbox may have no suffix
             dropped.add(f"file in a zip ({document.suffix or 'no suffix'})", where=document.name)
             continue
         try:
@@ -192,6 +193,8 @@ def _inside(file: Document, dropped: Dropped) -> list[tuple[Document, Importer]]
 
 def _unknown(document: Document) -> str:
     """Return the reason that counts an unread file: by name where it may well be a chat, else by its suffix."""
+    if document.suffix in _TABLES:
+        return f"unknown file: {document.path.name} (no column that twin knows: name them in [columns] of twin.toml)"
     if document.suffix in _MAY_BE_CHATS:
         return f"unknown file: {document.path.name}"
     return f"unknown file ({document.suffix or 'no suffix'})"

@@ -15,7 +15,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
@@ -101,11 +101,11 @@ class Document:
             return None
         if not self.member:
             file = self.file.parent / relative
-            return Document(file, f"{self.name}+{relative}", size=file.stat().st_size) if file.is_file() else None
+            return replace(self, file=file, name=f"{self.name}+{relative}", size=file.stat().st_size) if file.is_file() else None
         wanted = os.path.normpath(self.path.parent / relative).replace(os.sep, "/")
         with suppress(KeyError):
             found = _archive(self.file, self.file.stat().st_mtime_ns).getinfo(wanted)
-            return Document(self.file, f"{self.name}+{relative}", found.filename, found.file_size)
+            return replace(self, name=f"{self.name}+{relative}", member=found.filename, size=found.file_size)
         return None
 
     def byte_lines(self) -> Iterator[tuple[int, bytes | None]]:

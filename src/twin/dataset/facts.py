@@ -9,6 +9,7 @@ import math
 import string
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from zlib import crc32
 
 from twin.dataset.clean import Habits, in_their_hand
 from twin.dataset.voice import first_person
@@ -68,12 +69,9 @@ def rare_words(texts: Sequence[str]) -> list[tuple[str, str]]:
 def _statements(
     items: Sequence[tuple[str, str]], kind: Kind, person: str, hand: Habits, dropped: Dropped
 ) -> Iterator[Row]:
-    for number, ((item_id, text), (a, b)) in enumerate(
-        zip(items, rare_words([text for _, text in items]), strict=True)
-    ):
-        question = (
-            _QUESTIONS[number % len(_QUESTIONS)].format(a=a, b=b) if a != b else f"What should I know, {a or text}?"
-        )
+    for (item_id, text), (a, b) in zip(items, rare_words([text for _, text in items]), strict=True):
+        asked = _QUESTIONS[crc32(text.encode()) % len(_QUESTIONS)]  # the text's own, wherever it stands
+        question = asked.format(a=a, b=b) if a != b else f"What should I know, {a or text}?"
         own = first_person(text.strip(), person)
         if own is None:
             dropped.add("not in their own voice", text, item_id)

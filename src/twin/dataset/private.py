@@ -94,7 +94,7 @@ class Private:
         seed = self._settings.seed
 
         def number(one: Memory) -> bytes:
-            return hashlib.sha256(f"{seed}\0reserve\0{one.id}".encode()).digest()
+            return hashlib.sha256(f"{seed}\0reserve\0{one.text}".encode()).digest()
 
         return [one.id for one in sorted(memories, key=number)[:count]]
 

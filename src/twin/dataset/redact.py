@@ -1,9 +1,10 @@
 """Private values out of texts: each becomes a placeholder, the same value the same one.
 
 Numbers count only where a library vouches for them: phones by libphonenumber, cards by Luhn and their issuer's prefix,
-IBANs by their check digits, IP addresses by ``ipaddress``. Not obvious: while a dataset is built, in several processes,
-a placeholder carries the number of its own part between two private-use characters; ``number`` gives it the one number
-it has in the whole dataset, in the order of first appearance, so no digit of a placeholder tells of the value.
+IBANs by their check digits, IP addresses by ``ipaddress``, street addresses of three countries by pyap2. Not obvious:
+while a dataset is built, in several processes, a placeholder carries the number of its own part between two private-use
+characters; ``number`` gives it the one number it has in the whole dataset, in the order of first appearance, so that no
+digit of a placeholder tells of the value.
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ _IPV6 = re.compile(
     r"(?<![0-9A-Za-z_:.])(?:[0-9a-fA-F]{0,4}:){2,7}(?:[0-9a-fA-F]{1,4}|(?:\d{1,3}\.){3}\d{1,3})?(?:%[0-9A-Za-z]+)?"
     r"(?![0-9A-Za-z_:])"
 )
+# Of the United States, Canada and Britain: whole postal addresses there have one.
+_POSTAL_CODE = re.compile(
+    r"\b\d{5}(?:-\d{4})?\b|\b[A-Z]\d[A-Z] ?\d[A-Z]\d\b|\b[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}\b", re.IGNORECASE
+)
+_LONGEST_ADDRESSED = 1000
 _VERSION = re.compile(
     r"(?:\bv|version|ver\.?|release|firmware|build|update|upgrade|\bapp|patch|android|ios|windows|chrome|driver|treiber|バージョン|الإصدار|إصدار|تحديث|نسخة|versi[oó]n|actualizaci[oó]n|アップデート|अपडेट|वर्ज़?न|संस्करण)\W{0,3}$",
     re.IGNORECASE,
@@ -132,7 +138,7 @@ def find(text: str, regions: Sequence[str] = ()) -> list[Found]:
     """
     plain = plain_digits(text)
     taken: list[Found] = []
-    for search in (_urls, _emails, _ibans, _cards, _ips):
+    for search in (_urls, _emails, _ibans, _cards, _ips, _addresses):
         for one in search(plain):
             if not _overlaps(one.start, one.end, taken):
                 taken.append(one)
@@ -208,6 +214,20 @@ def _ips(text: str) -> list[Found]:
         if ":" not in value and _VERSION.search(text[: match.start()][-24:]):
             continue
         found.append(Found(match.start(), match.end(), "ip", str(address)))
+    return found
+
+
+def _addresses(text: str) -> list[Found]:
+    if len(text) > _LONGEST_ADDRESSED or not _POSTAL_CODE.search(text):
+        return []
+    import pyap  # late: it costs a millisecond a message, and few messages have a postal code
+
+    found: list[Found] = []
+    for country in ("US", "CA", "GB"):
+        for one in pyap.parse(text, country=country):
+            if not _overlaps(one.match_start, one.match_end, found):
+                value = re.sub(r"\W+", " ", text[one.match_start : one.match_end]).casefold()
+                found.append(Found(one.match_start, one.match_end, "address", value))
     return found
 
 

@@ -18,7 +18,8 @@ from twin.dataset.secrets import NETWORKS, WORDS
 _DIGIT, _TOKEN, _SPACE, _DOT, _COLON = 1, 2, 4, 8, 16
 _OF_VALUES = (
     "@", "＠", "://", "：／／", "::", "(at", "[at", "{at", "<at", "( at", "[ at", "dot", "punkt", "punto", "ponto",
-    "डॉट", "ドット", "دوت", "نقطة",
+    "डॉट", "ドット", "دوت", "نقطة", " street", " road", " rd", " avenue", " ave", " lane", " drive", " terrace",
+    " crescent", " gardens", " court", " close", " square",
 )  # fmt: skip
 _OF_KEYS = ("-----begin", "hooks.slack", "webhooks/")
 _DIGITS_NEAR = 6, 30  # so many digits within so many characters
@@ -94,6 +95,7 @@ def suspects(texts: Sequence[str]) -> Suspects:
         (
             said[of == 0],
             _close(np.flatnonzero(bits & _DIGIT), *_DIGITS_NEAR),
+            _close(np.flatnonzero(bits & _DIGIT), 5, 4),  # a postal code
             _close(dots, 3, 12),
             _close(np.flatnonzero(bits & _COLON), 3, 20),
         )
