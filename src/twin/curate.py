@@ -384,12 +384,10 @@ def _made_from(stone: Tombstone) -> tuple[dict[str, Any], ...]:
 
 def _learned(stone: Tombstone, name: str, about: dict[str, Any]) -> bool:
     """Say whether a source that a run learned from holds something of what is gone."""
-    from twin.brain.identity import key
-
-    people = {key(one) for one in about.get("people", {})}
+    people = set(about.get("people", []))
     first = datetime.fromisoformat(about["first"]) if about.get("first") else None
     early = stone.before is None or first is None or first < stone.before
-    return stone.hits_source(name) and early and (not stone.person or key(stone.person) in people)
+    return stone.hits_source(name) and early and (not stone.person or files.name_digest(stone.person) in people)
 
 
 # ---------------------------------------------------------------- serving

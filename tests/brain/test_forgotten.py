@@ -126,7 +126,6 @@ def test_a_name_like_an_alias_is_somebody_else(named):
 
 
 @pytest.mark.parametrize("named", ["0000000", ".......", " "])
-@pytest.mark.xfail(strict=True, reason="a name of which nothing is left to compare is taken for everybody")
 def test_a_name_of_marks_is_not_everybody(named):
     assert seen(TALK, Tombstone(named))[1] == 0
 
@@ -279,9 +278,6 @@ def test_a_broken_file_is_never_read_as_nothing_forgotten(content):
     assert caught.value.hint == "Mend it: without it, what you hid would be seen again."
 
 
-@pytest.mark.xfail(
-    strict=True, reason="a key that is not known is passed over, and a stone without any hides everybody"
-)
 def test_a_stone_with_a_key_that_is_not_known():
     Path("forgotten.json").write_text('{"forgotten": [{"persons": "Cleo"}]}')
     with pytest.raises(UsageError):

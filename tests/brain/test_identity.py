@@ -52,7 +52,9 @@ def test_an_alias_said_twice_of_one_person_is_no_error():
     assert Identity({"Ana": ["ana", "Ana", "ANA"]}).resolve("ana") == "Ana"
 
 
-@pytest.mark.parametrize("name", ["1234", "12 34", "room 1234567", "007 James Bond"])
+@pytest.mark.parametrize(
+    "name", ["1234", "12 34", "1234567 (work)", "+49 176 1234567 Ana", "room 1234567", "007 James Bond"]
+)
 def test_few_digits_or_words_are_no_number(name):
     assert key(name) == name.casefold()
 

@@ -88,7 +88,12 @@ def test_golden():
     }
     assert written["raw"] == head | {
         "text": "Beto: hi\nyou\nAna: yo\nBeto: é?\nAna: so",
-        "spans": [["user", 6, 12], ["assistant", 18, 20], ["user", 27, 29], ["assistant", 35, 37]],
+        "spans": [
+            {"role": "user", "start": 6, "stop": 12},
+            {"role": "assistant", "start": 18, "stop": 20},
+            {"role": "user", "start": 27, "stop": 29},
+            {"role": "assistant", "start": 35, "stop": 37},
+        ],
     }
 
 
@@ -187,8 +192,8 @@ def test_a_row_without_a_reply(row):
     [
         ({"text": "a"}, "a text is expected in which each speaker's words begin with 'Name: '"),
         ({"text": "a\nAna: b"}, "a text is expected in which each speaker's words begin with 'Name: '"),
-        ({"text": "Ana: b", "spans": [["user", 0]]}, "not enough values to unpack (expected 3, got 2)"),
-        ({"text": "Ana: b", "spans": [["user", "0", 1]]}, "iterable"),
+        ({"text": "Ana: b", "spans": [{"role": "user", "start": 0}]}, "'stop'"),
+        ({"text": "Ana: b", "spans": [{"role": "user", "start": "0", "stop": 1}]}, "slice indices must be integers"),
         ({"instruction": "a"}, "'output'"),
         ({"messages": [{"role": "tool", "content": "a"}]}, "'tool'"),
         ({"messages": [{"role": "user", "content": None}]}, "a text is expected"),

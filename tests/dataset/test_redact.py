@@ -120,6 +120,7 @@ def test_each_kind_is_found_whole(kind):
     ("kind", "one", "other"),
     [
         ("email", "Ana.B@Example.org", "ana.b@example.org"),
+        ("email", "Ana (AT) Example dot org", "ana (at) example dot org"),
         ("phone", "0176 12345678", "+49 (176) 123-45678"),
         ("phone", "٠١٧٦ ١٢٣٤٥٦٧٨", "0049 176 12345678"),
         ("card", "4111-1111-1111-1111", "4111111111111111"),
@@ -172,6 +173,7 @@ def test_the_script_around_a_number_tells_its_country():
 
 @given(st.one_of(any_text, marks, pieces), st.sampled_from([(), ("DE",), ("US", "IN"), ("XX",)]))
 @example("İ" * 5 + " ana@example.org", ())
+@example("https://example.org/?token=abcdef&tel=017612345678", ("DE",))
 @example("+" * 30 + "1", ())
 @example("00" + "1" * 60, ("DE",))
 def test_spans_are_in_order_inside_and_apart(text, regions):
@@ -215,7 +217,6 @@ def test_an_address_is_found_whole(address):
 
 
 @pytest.mark.parametrize("address", ["10 Downing Street, London SW1A 2AA", "10-10 Elm St, Ottawa, ON K1A 0B1"])
-@pytest.mark.xfail(strict=True, reason="the spaces and marks around an address are taken for a part of it")
 def test_an_address_is_one_value_wherever_it_stands(address):
     found = [find(text) for text in (address, f"come to {address}, at 8", f"so\n{address}\nbye")]
     assert [len(values) for values in found] == [1, 1, 1]
@@ -226,7 +227,6 @@ def test_an_address_is_one_value_wherever_it_stands(address):
 @pytest.mark.parametrize(
     ("before", "after"), [("a  b   c    d, ", ""), ("a  b   c    d, ", " it is, at 8"), ("one,two,three,four: ", "")]
 )
-@pytest.mark.xfail(strict=True, reason="places of addresses are counted in a text whose spaces were changed")
 def test_an_address_amid_uneven_spaces(before, after):
     text = f"{before}{ADDRESS}{after}"
     assert [text[one.start : one.end] for one in find(text)] == [ADDRESS]
@@ -243,12 +243,10 @@ def test_an_address_amid_uneven_spaces(before, after):
         ("+49 176 12345678 4111 1111 1111 1111", ["+49 176 12345678", "4111 1111 1111 1111"]),
     ],
 )
-@pytest.mark.xfail(strict=True, reason="numbers beside one another are read as one, which is none")
 def test_a_number_beside_another_is_found(text, values):
     assert [text[one.start : one.end] for one in find(text, ("DE",))] == values
 
 
-@pytest.mark.xfail(strict=True, reason="the pattern of e-mails takes time with the cube of a run's length")
 def test_a_long_run_of_letters_does_not_hang():
     code = "from twin.dataset.redact import find\nprint(find('ha' * 2500 + ' @'))"
     # A process of its own: Python's regex engine can't be interrupted from inside.

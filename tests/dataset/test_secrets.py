@@ -188,12 +188,10 @@ def test_talk_of_a_password_stays(text):
     assert kind_of_secret(text) is None
 
 
-@pytest.mark.xfail(strict=True, reason="İ is two characters in small letters, and ı is no i")
 def test_a_word_for_a_password_in_turkish_capitals():
     assert tells_password("ŞİFRE: kal1mba")
 
 
-@pytest.mark.xfail(strict=True, reason="the colon of https: is taken for one before a password")
 def test_a_link_after_talk_of_a_password():
     assert kind_of_secret("reset your password here https://example.org/reset") is None
 
@@ -256,7 +254,8 @@ def test_a_phrase_is_found_wherever_it_stands(language, seed, before, after):
     "text",
     [
         "ha " * 20,
-        "yes " * 30,
+        "wait " * 30,
+        "wait baby " * 10,
         "I think we should go there early because the queue is long and nobody wants to wait in the cold for hours",
         "no me digas que otra vez te quedaste dormido en el sofá mientras mirabas la película de siempre con el gato",
         "",
@@ -267,14 +266,12 @@ def test_common_words_are_no_seed_phrase(text):
     assert not holds_seed_phrase(text)
 
 
-@pytest.mark.xfail(strict=True, reason="a mark that is a character of its own cuts the word in two")
 @pytest.mark.parametrize("language", ["spanish", "french", "japanese"])
 def test_a_phrase_as_bip_39_writes_it(language):
     for seed in range(10):
         assert holds_seed_phrase(unicodedata.normalize("NFKD", phrase(language, seed=seed)))
 
 
-@pytest.mark.xfail(strict=True, reason="the first look at a text knows spaces and commas alone")
 @pytest.mark.parametrize("between", ["、", "-", ".", "/"])
 def test_other_marks_between_the_words(between):
     assert holds_seed_phrase(between.join(phrase("english").split()))

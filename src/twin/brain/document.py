@@ -101,7 +101,11 @@ class Document:
             return None
         if not self.member:
             file = self.file.parent / relative
-            return replace(self, file=file, name=f"{self.name}+{relative}", size=file.stat().st_size) if file.is_file() else None
+            return (
+                replace(self, file=file, name=f"{self.name}+{relative}", size=file.stat().st_size)
+                if file.is_file()
+                else None
+            )
         wanted = os.path.normpath(self.path.parent / relative).replace(os.sep, "/")
         with suppress(KeyError):
             found = _archive(self.file, self.file.stat().st_mtime_ns).getinfo(wanted)

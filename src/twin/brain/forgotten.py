@@ -69,7 +69,8 @@ class Forgotten:
         names = [(one, key(identity.resolve(one.person)) if one.person else "") for one in stones]
         start, messages = 0, conversation.messages
         for number, message in enumerate(messages):
-            if any(one.hits_time(message.at) and (not name or key(message.speaker) == name) for one, name in names):
+            who = key(message.speaker)
+            if any(one.hits_time(message.at) and (not one.person or who == name) for one, name in names):
                 dropped.add(REASON, message.text, conversation.id)
                 if number > start:
                     yield Conversation(conversation.id, messages[start:number], conversation.start + start)
@@ -93,7 +94,7 @@ def read(file: Path) -> Forgotten:
     rows = read_json(file).get("forgotten")
     for row in rows if isinstance(rows, list) else [None]:
         try:
-            if not isinstance(row, dict):
+            if not isinstance(row, dict) or not any(row.values()) or set(row) - {"person", "source", "before"}:
                 raise TypeError
             before = datetime.fromisoformat(row["before"]) if row.get("before") else None
             stones.append(Tombstone(str(row.get("person") or ""), str(row.get("source") or ""), before))

@@ -17,7 +17,7 @@ def key(name: str) -> str:
     """Return what two spellings of one name share: case and spaces do not count, in a phone number its digits alone."""
     flat = " ".join(name.replace("\u00a0", " ").split()).casefold()
     if _NUMBER.fullmatch(flat):
-        return "".join(digit for digit in flat if digit.isdigit()).lstrip("0")
+        return "".join(digit for digit in flat if digit.isdigit()).lstrip("0") or flat
     return flat
 
 

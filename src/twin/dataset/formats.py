@@ -58,10 +58,10 @@ def _raw(example: Example, person: str) -> dict[str, Any]:
     _, turns = _system_of(example)
     other = f"{example.other}: " if example.other else ""
     text = ""
-    spans: list[tuple[str, int, int]] = []
+    spans: list[dict[str, Any]] = []
     for turn in turns:
         text += ("\n" if text else "") + (other if turn.role == "user" else f"{person}: ")
-        spans.append((turn.role, len(text), len(text) + len(turn.content)))
+        spans.append({"role": turn.role, "start": len(text), "stop": len(text) + len(turn.content)})
         text += turn.content
     return {"text": text, "spans": spans}
 
@@ -101,7 +101,7 @@ def _turns(row: Any) -> list[Turn]:
     if "text" in row:
         text = _text(row["text"])
         if "spans" in row:
-            return [Turn(_SHAREGPT_ROLES[role], text[start:stop]) for role, start, stop in row["spans"]]
+            return [Turn(_SHAREGPT_ROLES[one["role"]], text[one["start"] : one["stop"]]) for one in row["spans"]]
         return _spoken(text)
     raise KeyError("messages, conversations, instruction, context or text")
 

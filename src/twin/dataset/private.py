@@ -51,7 +51,7 @@ class Private:
             else:
                 kept.append(one)
         journals = [
-            JournalEntry(one.id, text, self._redacted(tidy(one.title)), one.at)
+            JournalEntry(one.id, text, self._text(one.title, one.id), one.at)
             for one in brain.journals
             if (text := self._text(one.text, one.id))
         ]

@@ -42,10 +42,11 @@ _SECRET_QUERY = re.compile(
     re.IGNORECASE,
 )
 _LATIN = r"0-9A-Za-z\u00c0-\u024f"
-_EMAIL = re.compile(
-    rf"[{_LATIN}.!#$%&*+/=?^_`{{|}}~\-]*[{_LATIN}_][{_LATIN}_+\-]*@[{_LATIN}\-]+(?:\.[{_LATIN}\-]+)+"
-    r"|[\w.\-]+@[^\W\d_a-zA-Z][\w\-]*(?:\.[\w\-]+)+"  # an address in another script, both sides of it
-)
+# What may stand left and right of an @: bounded, so that no run of letters takes long.
+_LOCAL_PART = re.compile(rf"[{_LATIN}.!#$%&*+/=?^_`{{|}}~\-]{{1,64}}$")
+_DOMAIN = re.compile(rf"[{_LATIN}\-]{{1,63}}(?:\.[{_LATIN}\-]{{1,63}}){{1,8}}")
+_LOCAL_PART_ELSEWHERE = re.compile(r"[\w.\-]{1,64}$")  # in another script, both sides of it
+_DOMAIN_ELSEWHERE = re.compile(r"[^\W\d_a-zA-Z][\w\-]{0,62}(?:\.[\w\-]{1,63}){1,8}")
 # Spelt out so that programs miss it: ana (at) example dot org, ana [arroba] example punto es.
 _AT = r"(?:at|ät|arroba|एट|アットマーク|アット|آت|ات)"
 _DOT = r"(?:dot|punkt|punto|ponto|डॉट|ドット|دوت|نقطة)"
@@ -61,7 +62,8 @@ _SPELT_EMAIL = re.compile(
     re.IGNORECASE,
 )
 _IBAN = re.compile(rf"{_NOT_BEFORE}[A-Za-z]{{2}}\d{{2}}(?:[ \u00a0\-.]?[A-Za-z0-9]){{11,34}}")
-_CARD = re.compile(rf"(?<![0-9A-Za-z_+])(?:\d[ \u00a0\-./–]{{0,3}}){{12,18}}\d{_NOT_AFTER}")
+_CARD = re.compile(r"(?<![0-9A-Za-z_+])\d(?:[ \u00a0\-./–]{0,3}\d){12,60}")
+_CARD_GROUPS = {(4, 4, 4, 4), (4, 6, 5), (4, 6, 4), (4, 4, 4, 4, 3), (8, 8)}
 _CARD_STARTS = re.compile(
     r"4|5[1-5]|2(?:22[1-9]|2[3-9]|[3-6]|7[01]|720)|3[47]|3(?:0[0-5]|[689])|6(?:011|4[4-9]|5)|35|62|60|81|82|50|5[6-9]"
 )
@@ -112,7 +114,7 @@ _REGIONS = (
     (re.compile(r"[\u0370-\u03ff]"), ("GR",)),
     (re.compile(r"[\u0e00-\u0e7f]"), ("TH",)),
 )
-_FEWEST_DIGITS, _MOST_DIGITS = 7, 17
+_FEWEST_DIGITS, _MOST_DIGITS, _FEW_DIGITS = 7, 17, 4
 _LATIN_REGIONS = ("US", "GB", "DE", "ES", "FR", "IT", "MX", "BR", "AR", "NL", "AT", "CH", "IN", "JP", "AU")
 _WIDE = {wide: wide - 0xFEE0 for wide in range(0xFF01, 0xFF5F)} | {0x3000: 0x20, 0x2212: 0x2D}
 _WIDE_MARK = re.compile("[\uff01-\uff5e\u3000\u2212ー]")
@@ -120,13 +122,16 @@ _OTHER_DIGIT = re.compile(r"[^\D0-9]")
 _LONG_VOWEL = re.compile(r"(?<=\d)ー(?=\d)")  # typed for a hyphen
 
 
+def plain_marks(text: str) -> str:
+    """Return the text with full-width letters and marks as ASCII, each at its own place."""
+    return _LONG_VOWEL.sub("-", text.translate(_WIDE)) if not text.isascii() and _WIDE_MARK.search(text) else text
+
+
 def plain_digits(text: str) -> str:
     """Return the text with every script's digits, and full-width marks, as ASCII: each at its own place."""
     if text.isascii():
         return text
-    if _WIDE_MARK.search(text):
-        text = _LONG_VOWEL.sub("-", text.translate(_WIDE))
-    return _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), text)
+    return _OTHER_DIGIT.sub(lambda match: str(unicodedata.decimal(match[0])), plain_marks(text))
 
 
 def find(text: str, regions: Sequence[str] = ()) -> list[Found]:
@@ -161,16 +166,30 @@ def _urls(text: str) -> list[Found]:
 def _emails(text: str) -> list[Found]:
     low = text.casefold()
     spelt = any(word in low for word in _DOTS) and any(word in low for word in _ATS)
-    found = [
-        Found(*match.span(), "email", match[0].casefold()) for match in (_SPELT_EMAIL.finditer(text) if spelt else ())
-    ]
-    for match in _EMAIL.finditer(text) if "@" in text else ():
-        if text[: match.start()].endswith("@") or match[0].startswith("git@"):  # @ana@example.social, a repository
-            continue
-        start = match.start() + len(match[0]) - len(match[0].lstrip(".!#$%&*+/=?^`{|}~-"))
-        value = text[start : match.end()].rstrip(".-_")
-        found.append(Found(start, start + len(value), "email", value.casefold()))
+    matches = _SPELT_EMAIL.finditer(text) if spelt else ()
+    found = [Found(*match.span(), "email", match[0].casefold()) for match in matches]
+    at = text.find("@")
+    while at >= 0:
+        if one := _email(text, at):
+            found.append(one)
+        at = text.find("@", at + 1)
     return found
+
+
+def _email(text: str, at: int) -> Found | None:
+    """Return the address around an @, if there is one."""
+    before = text[max(0, at - 64) : at]
+    for local_part, domain in ((_LOCAL_PART, _DOMAIN), (_LOCAL_PART_ELSEWHERE, _DOMAIN_ELSEWHERE)):
+        left, right = local_part.search(before), domain.match(text, at + 1)
+        own = left[0].lstrip(".!#$%&*+/=?^`{|}~-") if left else ""
+        if not (own and right) or not any(letter.isalnum() for letter in own):
+            continue
+        start = at - len(own)
+        if text[:start].endswith("@") or (own == "git" and text[right.end() : right.end() + 1] == ":"):
+            return None  # @ana@example.social, a repository
+        value = text[start : right.end()].rstrip(".-_")
+        return Found(start, start + len(value), "email", value.casefold())
+    return None
 
 
 def _ibans(text: str) -> list[Found]:
@@ -189,13 +208,26 @@ def _ibans(text: str) -> list[Found]:
 
 
 def _cards(text: str) -> list[Found]:
+    """Return cards in runs of digits; a date or another number may stand beside one."""
     from stdnum import luhn
 
     found = []
     for match in _CARD.finditer(text):
-        digits = re.sub(r"\D", "", match[0])
-        if _CARD_STARTS.match(digits) and luhn.is_valid(digits):
-            found.append(Found(match.start(), match.end(), "card", digits))
+        groups = [(match.start() + one.start(), one[0]) for one in re.finditer(r"\d+", match[0])]
+        begin = 0
+        while begin < len(groups):
+            for end in range(len(groups), begin, -1):
+                digits = "".join(group for _, group in groups[begin:end])
+                sizes = tuple(len(group) for _, group in groups[begin:end])
+                whole = (begin, end) == (0, len(groups)) or len(sizes) == 1 or sizes in _CARD_GROUPS
+                if 13 <= len(digits) <= 19 and whole and _CARD_STARTS.match(digits) and luhn.is_valid(digits):
+                    last, group = groups[end - 1]
+                    after = text[last + len(group) : last + len(group) + 1]
+                    if not (after.isascii() and (after.isalnum() or after == "_")):
+                        found.append(Found(groups[begin][0], last + len(group), "card", digits))
+                        begin = end - 1
+                        break
+            begin += 1
     return found
 
 
@@ -225,13 +257,17 @@ def _addresses(text: str) -> list[Found]:
     found: list[Found] = []
     for country in ("US", "CA", "GB"):
         for one in pyap.parse(text, country=country):
-            if not _overlaps(one.match_start, one.match_end, found):
-                value = re.sub(r"\W+", " ", text[one.match_start : one.match_end]).casefold()
-                found.append(Found(one.match_start, one.match_end, "address", value))
+            # Its places are those of a text whose spaces it changed: the words are looked for again.
+            words = re.findall(r"\w+", str(one.full_address))
+            place = re.search(r"\W{1,4}".join(map(re.escape, words)), text)
+            if place and not _overlaps(place.start(), place.end(), found):
+                found.append(Found(place.start(), place.end(), "address", " ".join(words).casefold()))
     return found
 
 
 def _phones(text: str, regions: tuple[str, ...], taken: Sequence[Found]) -> list[Found]:
+    for one in taken:
+        text = f"{text[: one.start]}{chr(10) * (one.end - one.start)}{text[one.end :]}"
     found = []
     for match in _PHONE.finditer(text):
         candidate = match[0].strip()
@@ -239,22 +275,38 @@ def _phones(text: str, regions: tuple[str, ...], taken: Sequence[Found]) -> list
         if candidate.startswith("(") and candidate.count("(") > candidate.count(")"):
             candidate = candidate.lstrip("( ")
             start = match.end() - len(candidate)
-        if _overlaps(start, start + len(candidate), taken):
+        if not candidate.startswith(("+", "00")) and (
+            _NO_PHONE.fullmatch(candidate) or _OTHER_NUMBER.search(text[: match.start()][-32:])
+        ):
             continue
-        abroad = candidate.startswith(("+", "00"))
-        if not abroad and (_NO_PHONE.fullmatch(candidate) or _OTHER_NUMBER.search(text[: match.start()][-32:])):
-            continue
-        known = () if abroad else (*regions, *_regions(text))
-        # Digits that are no phone's may follow after a space; what is longer than any phone is none in part either.
-        words = candidate.split(" ") if sum(map(str.isdecimal, candidate)) <= _MOST_DIGITS else []
-        for count in range(len(words), 0, -1):
-            part = " ".join(words[:count])
-            if sum(map(str.isdecimal, part)) < _FEWEST_DIGITS or (count < len(words) and not abroad):
-                break
-            if value := _phone(part, known):
-                found.append(Found(start, start + len(part), "phone", value))
-                break
+        for begin, end, value in _in_run(candidate, (*regions, *_regions(text))):
+            found.append(Found(start + begin, start + end, "phone", value))
     return found
+
+
+def _in_run(run: str, regions: tuple[str, ...]) -> list[tuple[int, int, str]]:
+    """Return the numbers in a run of digits and marks: one, mostly; else those that begin with a zero or a plus.
+
+    A few more digits may follow after a space ("0176 12345678 2x"), and another number.
+    """
+    if sum(map(str.isdecimal, run)) <= _MOST_DIGITS and (value := _phone(run, _known(run, regions))):
+        return [(0, len(run), value)]
+    cuts = [0, *(match.start() + 1 for match in re.finditer(r"[ /]", run)), len(run) + 1]
+    for cut in reversed(cuts[1:-1]):
+        part, rest = run[:cut].rstrip(" /"), run[cut:].lstrip(" /")
+        digits = sum(map(str.isdecimal, part))
+        if not part.startswith(("+", "0")) or not _FEWEST_DIGITS <= digits <= _MOST_DIGITS:
+            continue
+        few = sum(map(str.isdecimal, rest)) <= _FEW_DIGITS
+        more = [] if few else _in_run(rest, regions)
+        if (few or more) and (value := _phone(part, _known(part, regions))):
+            shift = len(run) - len(rest)
+            return [(0, len(part), value), *((begin + shift, end + shift, other) for begin, end, other in more)]
+    return []
+
+
+def _known(number: str, regions: tuple[str, ...]) -> tuple[str, ...]:
+    return () if number.startswith(("+", "00")) else regions
 
 
 def _regions(text: str) -> tuple[str, ...]:

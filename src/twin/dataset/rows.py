@@ -100,7 +100,7 @@ class Rows:
         system: the system prompt the rows were made with, which is served later; empty for none.
         owned: an export of twin's own, whose prompt must keep its bound.
         left_out: how many rows of the first file are held out.
-        provenance: for each source its speakers and its span of time; None where the rows are another tool's.
+        provenance: for each source digests of its speakers' names, and its span of time; None for another tool's rows.
     """
 
     train: list[Example]
@@ -147,8 +147,16 @@ def load(settings: Settings) -> Rows:
     about = files.read_json(report) if report.exists() else {}
     owned = about.get("system_prompt") == system
     ours = about.get("files", {}).get(train_path.name) == files.file_digest(train_path)
-    provenance = about.get("provenance") if ours else None
+    provenance = _hashed(about.get("provenance") or {}) if ours else None
     return Rows(train_rows, val, train_path, val_path, system, owned, len(found) - len(train_rows), provenance)
+
+
+def _hashed(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where rows come from without names: an adapter may be given away, its record with it."""
+    return {
+        name: {**about, "people": sorted(files.name_digest(person) for person in about.get("people", {}))}
+        for name, about in provenance.items()
+    }
 
 
 def _words(row: Example) -> tuple[Turn, ...]:

@@ -38,7 +38,8 @@ _KEYS = re.compile(
     r"|\beyJ[\w-]{8,}\.eyJ[\w-]{8,}\.[\w-]{10,}"  # JWT
     r"|\bAGE-SECRET-KEY-1[0-9A-Z]{58}\b|\b[5KL][1-9A-HJ-NP-Za-km-z]{50,51}\b|\bxprv[1-9A-HJ-NP-Za-km-z]{50,}"
     r"|\b(?:sq0(?:atp|csp)|EAAA)[\w-]{20,}"  # Square
-    r"|\blin_api_[A-Za-z0-9]{30,}|\bntn_[A-Za-z0-9]{30,}|\bsecret_[A-Za-z0-9]{40,}"
+    r"|\blin_api_[A-Za-z0-9]{30,}|\bntn_[A-Za-z0-9]{30,}|\bsecret_[A-Za-z0-9]{40,}",
+    re.ASCII,
 )
 # Words for a password, in small letters; what follows or precedes one must also look like a password.
 _WORDS = (
@@ -68,7 +69,7 @@ NETWORKS = (
 _NETWORK = re.compile("|".join(map(re.escape, NETWORKS)))
 _NEAR = 48  # characters between the word and the password
 _TOKEN = re.compile(r"[^\s\"'“”‘’«»「」『』`]+")
-_SAYS = re.compile(r"(?:[:=：→]|->|lautet|\breads)\s*[\"'“‘«「『`]?(?P<token>[^\s\"'”’»」』`]{4,})")
+_SAYS = re.compile(r"(?:[:=：→](?!//)|->|lautet|\breads)\s*[\"'“‘«「『`]?(?P<token>[^\s\"'”’»」』`]{4,})")
 _DIGITS_AFTER = re.compile(r"[^\d.!?\n]{0,14}(?<![\d.,:/\-])\d{4,12}(?![\d/]|[.,:\-]\d)")
 _IS = r"(?:is|ist|es|é|est|hai|है|هو|هي|は|it's|eh)"
 _NAMED_AFTER = re.compile(rf"[^.!?\n]{{0,24}}?\s{_IS}\s+[A-ZÄÖÜÉ][^\W\d_]{{4,}}\s*(?:[.!,;)\n]|$)")
@@ -138,7 +139,7 @@ def _random_looking(token: str) -> bool:
 
 def tells_password(text: str) -> bool:
     """Say whether a word for a password stands near something that looks like one."""
-    low = text.lower()
+    low = text.replace("İ", "I").lower()  # its small form would be two characters
     spots = [(begin, end) for _, begin, end in _finder().find_matches_as_indexes(low)]
     spots += [match.span() for match in _SHORT_WORDS.finditer(low)]
     for begin, end in spots:
@@ -176,10 +177,10 @@ def _looks_made_up(token: str) -> bool:
 
 def holds_seed_phrase(text: str) -> bool:
     """Say whether twelve words of one of BIP-39's lists stand in a row, numbered or not."""
-    some = text.replace(",", " ").split()[10::11]  # of twelve words in a row, numbered or not, one of these is one
-    if _any_seed_word().isdisjoint([_bare(word.strip("0123456789.,;:()-、")) for word in some]):
+    words = _LETTERS.findall(text if text.isascii() else unicodedata.normalize("NFC", text))
+    some = [_bare(word) for word in words[_SEED_WORDS - 1 :: _SEED_WORDS]]  # of twelve in a row one is among these
+    if _any_seed_word().isdisjoint(some):
         return False
-    words = _LETTERS.findall(text)
     for known in _seed_words():
         run = 0
         for place, word in enumerate(words):

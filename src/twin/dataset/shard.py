@@ -130,6 +130,7 @@ class _Writer:
         self.redactor = Redactor(job.settings.regions, job.names, job.settings.redact)
         self.habits = Habits()
         self.sources: dict[str, Source] = {}
+        self._names: dict[str, str] = {}
         self._handle = path.open("wb", buffering=_BUFFER)
         self._texts = text_file(path).open("wb", buffering=_BUFFER)
         self._text_sizes: list[int] = [0]
@@ -159,18 +160,29 @@ class _Writer:
             if settings.quality_filter:
                 for number, text in enumerate(texts):
                     if len(text) > 600 and piece.messages[number].speaker == person and pasted(text):
-                        self.dropped.add("pasted text", text, piece.id)
+                        self._drop("pasted text", text, piece.id)
                         texts[number] = ""
+            names = {speaker: self._called(speaker) for speaker in {one.speaker for one in piece.messages}}
             messages = tuple(
-                one if text is one.text and not self.job.names else Message(self._called(one.speaker), text, one.at)
+                one
+                if text is one.text and names[one.speaker] is one.speaker
+                else Message(names[one.speaker], text, one.at)
                 for one, text in zip(piece.messages, texts, strict=True)
             )
             self.habits.hear([text for speaker, text, _ in messages if text and speaker == person])
             yield Conversation(piece.id, messages, piece.start)
 
     def _called(self, speaker: str) -> str:
-        """Return what rows call a speaker."""
-        return self.redactor.local(speaker) if self.job.names and speaker != self.job.person else speaker
+        """Return what rows call a speaker, whose name may be a phone number."""
+        found = self._names.get(speaker)
+        if found is None:
+            own = speaker == self.job.person or not (self.job.names or self.job.settings.redact)
+            found = self._names[speaker] = speaker if own else self.redactor.local(speaker)
+        return found
+
+    def _drop(self, reason: str, text: str, where: str) -> None:
+        """Count a row left out; where it is listed, placeholders are readable."""
+        self.dropped.add(reason, LOCAL.sub(r"[\1 \2]", text) if OPEN in text else text, where)
 
     def _hide(self, texts: list[str], piece: Conversation) -> None:
         found = suspects(texts)
@@ -208,12 +220,12 @@ class _Writer:
                 continue
             row_id = f"{said.conversation_id}:{said.start + turn.first}-{said.start + turn.last}"
             if place == 0:
-                self.dropped.add("nothing was said before it", turn.content, row_id)
+                self._drop("nothing was said before it", turn.content, row_id)
                 continue
             before = turns[place - 1].content
             reason = reason_to_drop(before, turn.content, settings.quality_filter)
             if reason:
-                self.dropped.add(reason, turn.content, row_id)
+                self._drop(reason, turn.content, row_id)
                 continue
             turns_said = b",".join(lines[begins[place] : place + 1])
             line = b'%b],"id":%b,%b\n' % (turns_said, orjson.dumps(row_id), tail)

@@ -13,13 +13,13 @@ from typing import NamedTuple
 import numpy as np
 from ahocorasick_rs import AhoCorasick
 
+from twin.dataset.redact import plain_marks
 from twin.dataset.secrets import NETWORKS, WORDS
 
-_DIGIT, _TOKEN, _SPACE, _DOT, _COLON = 1, 2, 4, 8, 16
+_DIGIT, _TOKEN, _SPACE, _DOT, _COLON, _LETTER = 1, 2, 4, 8, 16, 32
 _OF_VALUES = (
-    "@", "＠", "://", "：／／", "::", "(at", "[at", "{at", "<at", "( at", "[ at", "dot", "punkt", "punto", "ponto",
-    "डॉट", "ドット", "دوت", "نقطة", " street", " road", " rd", " avenue", " ave", " lane", " drive", " terrace",
-    " crescent", " gardens", " court", " close", " square",
+    "@", "://", "::", "(at", "[at", "{at", "<at", "( at", "[ at", "{ at", "< at", "(arroba", "[arroba", "アット",
+    "(एट", "(آت", "dot", "punkt", "punto", "ponto", "डॉट", "ドット", "دوت", "نقطة",
 )  # fmt: skip
 _OF_KEYS = ("-----begin", "hooks.slack", "webhooks/")
 _DIGITS_NEAR = 6, 30  # so many digits within so many characters
@@ -35,13 +35,24 @@ def _classes() -> np.ndarray:
         letter = chr(code)
         if letter.isdecimal():
             table[code] |= _DIGIT
-        if letter.isspace() or letter in ",、，":
+        if letter.isspace() or letter in ",、，-./":
             table[code] |= _SPACE
-        if (letter.isascii() and (letter.isalnum() or letter in "-_./+=:")) or 0xFF01 <= code <= 0xFF5E:
+        if letter.isascii() and letter.isalpha():
+            table[code] |= _LETTER
+        if letter.isascii() and (letter.isalnum() or letter in "-_./+=:"):
             table[code] |= _TOKEN
-    table[[ord("."), 0xFF0E]] |= _DOT
-    table[[ord(":"), 0xFF1A]] |= _COLON
+    table[ord(".")] |= _DOT
+    table[ord(":")] |= _COLON
     return table
+
+
+def _bits(text: str) -> np.ndarray:
+    """Return the classes of each character."""
+    codes = np.frombuffer(text.encode("utf-32-le", "surrogatepass"), np.uint32)
+    bits = _classes()[np.minimum(codes, 0x10000)]
+    beyond = np.flatnonzero(codes > 0xFFFF)  # emoji, and digits of mathematics and of rarer scripts
+    bits[beyond] = [_DIGIT if chr(code).isdecimal() else 0 for code in codes[beyond].tolist()]
+    return bits
 
 
 class Suspects(NamedTuple):
@@ -77,11 +88,10 @@ def suspects(texts: Sequence[str]) -> Suspects:
     """
     if not texts:
         return Suspects([], [], [], [])
-    joined = "\0".join(texts)
+    joined = plain_marks("\0".join(texts))
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     starts = np.cumsum(lengths + 1) - (lengths + 1)
-    codes = np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), np.uint32)
-    bits = _classes()[np.minimum(codes, 0x10000)]
+    bits = _bits(joined)
 
     def numbers(places: np.ndarray) -> np.ndarray:
         """Return the numbers of the texts at places of the joined text."""
@@ -95,7 +105,7 @@ def suspects(texts: Sequence[str]) -> Suspects:
         (
             said[of == 0],
             _close(np.flatnonzero(bits & _DIGIT), *_DIGITS_NEAR),
-            _close(np.flatnonzero(bits & _DIGIT), 5, 4),  # a postal code
+            _postal_codes(bits),
             _close(dots, 3, 12),
             _close(np.flatnonzero(bits & _COLON), 3, 20),
         )
@@ -112,6 +122,18 @@ def suspects(texts: Sequence[str]) -> Suspects:
     )
 
 
+def _postal_codes(bits: np.ndarray) -> np.ndarray:
+    """Return where a postal code may stand: 62704, SW1A 2AA, K1A 0B1."""
+    digits = np.flatnonzero(bits & _DIGIT)
+    first, second = digits[:-1], digits[1:]
+    apart = second - first
+    inside = ((apart == 2) | (apart == 3)) & (first > 0) & (second < len(bits) - 2)
+    first, second = first[inside], second[inside]
+    letters = bits[first - 1] & bits[second + 1] & _LETTER
+    last = bits[second + 2] & (_LETTER | _DIGIT)
+    return np.concatenate((_close(digits, 5, 4), first[(letters > 0) & (last > 0)]))
+
+
 def _distinct(numbers: np.ndarray) -> list[int]:
     return sorted(set(numbers.tolist()))
 
@@ -119,7 +141,7 @@ def _distinct(numbers: np.ndarray) -> list[int]:
 def _said(joined: str, texts: Sequence[str], starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return where the words stand that are looked for, and what each is of."""
     finder, kinds = _words()
-    low = joined.lower()
+    low = joined.replace("İ", "I").lower()
     if len(low) == len(joined):
         hits = [(begin, word) for word, begin, _ in finder.find_matches_as_indexes(low, overlapping=True)]
     else:  # a letter whose small form is longer ("İ"): places would shift, so each text is looked at by itself
