@@ -192,7 +192,7 @@ def test_every_row_has_the_one_schema(exported, load, name, part):
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
 def test_arrow_alone_reads_it(exported, name):
-    """As ``datasets`` below 4.7 does, and LLaMA-Factory allows no newer: a list of words and numbers is an error there."""
+    """As ``datasets`` below 4.7 does, and LLaMA-Factory allows no newer: words and numbers in one list are an error."""
     path = exported / name / "train.jsonl"
     assert pyarrow.json.read_json(path).to_pylist() == lines(path)
 

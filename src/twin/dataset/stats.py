@@ -49,6 +49,6 @@ class Counts:
             "people": dict(self.people.most_common()),
             "messages_by_month": dict(sorted(self.months.items())),
             "own_messages_by_month": dict(sorted(self.own_months.items())),
-            "own_messages_by_hour": {hour: self.hours[hour] for hour in range(24)},
-            "own_lengths_in_characters": {bound: self.lengths[bound] for bound in LENGTHS},
+            "own_messages_by_hour": {str(hour): self.hours[hour] for hour in range(24)},
+            "own_lengths_in_characters": {str(bound): self.lengths[bound] for bound in LENGTHS},
         }

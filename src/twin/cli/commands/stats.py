@@ -53,19 +53,18 @@ def _lines(seen: dict[str, Any]) -> list[str]:
     months = seen["own_messages_by_month"]
     if months:
         lines += ["", *_by_month(months)]
-    lines += ["", "Own messages by hour of the day", *_bars({f"{h:02d}": n for h, n in _hours(seen).items()})]
-    lengths = {str(bound): count for bound, count in seen["own_lengths_in_characters"].items()}
-    lines += ["", "Own messages by length in characters, from", *_bars(lengths)]
+    lines += [
+        "",
+        "Own messages by hour of the day",
+        *_bars({f"{int(hour):02d}": count for hour, count in seen["own_messages_by_hour"].items()}),
+    ]
+    lines += ["", "Own messages by length in characters, from", *_bars(seen["own_lengths_in_characters"])]
     lines += ["", "Messages by person", *_bars(dict(list(seen["people"].items())[:_MOST_PEOPLE]))]
     if seen["dropped"]:
         lines += ["", "Left out", *_bars(dict(few_reasons(seen["dropped"])))]
     if seen["redacted"]:
         lines += ["", "Replaced by placeholders", *_bars(seen["redacted"])]
     return lines + [f"Could not be read whole: {one}" for one in seen["problems"]]
-
-
-def _hours(seen: dict[str, Any]) -> dict[int, int]:
-    return {int(hour): count for hour, count in seen["own_messages_by_hour"].items()}
 
 
 def _by_month(months: dict[str, int]) -> list[str]:

@@ -1,0 +1,317 @@
+"""A brain as a whole: exported here or from a server, looked at, forgotten, and what was made of it."""
+
+import os
+import re
+import subprocess
+import sys
+from collections import Counter
+from datetime import datetime
+from pathlib import Path
+
+import orjson
+import pytest
+
+from twin import curate, files, runs
+from twin.errors import StepError, UsageError
+from twin.progress import Silent
+from twin.settings import load_settings
+
+SECRET = "0123456789abcdef" * 3
+CHAT = "".join(
+    f"{day:02}/01/2024, 10:{minute:02} - {'Ada' if minute % 2 else who}: message {day * 100 + minute} {word}\n"
+    for day, who, word in [(day, ("Bo", "Cy")[day % 2], f"number{day * 7919 % 97}") for day in range(1, 21)]
+    for minute in range(4)
+)
+
+
+def rows_of(path):
+    return [orjson.loads(line) for line in Path(path).read_bytes().splitlines()]
+
+
+def spoken(rows, *kinds):
+    """Return what is said in rows of some kinds, whatever their ids and system prompts."""
+    return Counter(
+        tuple((turn["role"], turn["content"]) for turn in row["messages"] if turn["role"] != "system")
+        for row in rows
+        if row["kind"] in kinds
+    )
+
+
+def export(sources=(), reporter=None, **settings):
+    return curate.export(list(sources), load_settings(export=settings), reporter or Silent())
+
+
+class Listener(Silent):
+    def __init__(self):
+        self.said = []
+
+    def say(self, text):
+        self.said.append(text)
+
+
+@pytest.fixture
+def chat():
+    Path("brain").mkdir()
+    Path("brain/chat.txt").write_text(CHAT, "utf-8")
+    return Path("brain/chat.txt")
+
+
+# ---------------------------------------------------------------- export
+
+
+def test_the_report_says_where_rows_come_from(chat):
+    done = export(person="Ada")
+    report = files.read_json(done.paths.report)
+    assert report["provenance"] == {
+        "chat.txt": {
+            "people": {"Ada": 40, "Bo": 20, "Cy": 20},
+            "first": "2024-01-01T10:00:00",
+            "last": "2024-01-20T10:03:00",
+        }
+    }
+    assert report["rows"]["total"] == len(rows_of(done.paths.full)) == done.train + done.val
+    for path in (done.paths.full, done.paths.train, done.paths.val):
+        assert report["files"][path.name] == files.file_digest(path)
+    assert done.paths.full.read_bytes() == done.paths.train.read_bytes() + done.paths.val.read_bytes()
+
+
+def test_every_row_leads_back_to_its_messages(chat):
+    done = export(person="Ada", deduplicate=False)
+    messages = [line.partition(": ")[2] for line in CHAT.splitlines()]
+    for row in rows_of(done.paths.full):
+        name, _, span = row["id"].rpartition(":")
+        first, last = (int(part) for part in span.split("-"))
+        assert name == "chat.txt"
+        assert row["messages"][-1]["content"] == "\n".join(messages[first : last + 1])
+
+
+def test_a_broken_file_is_told_and_the_rest_used(chat):
+    Path("brain/cut.json").write_text('{"memories": [', "utf-8")
+    listener = Listener()
+    done = export(person="Ada", reporter=listener)
+    assert done.train > 20
+    assert [line for line in listener.said if "cut.json" in line]
+    assert files.read_json(done.paths.report)["problems"] == [
+        "'brain/cut.json' is broken JSON: unexpected end of data at line 1."
+    ]
+
+
+def test_a_dry_run_writes_nothing(chat):
+    before = sorted(Path().rglob("*"))
+    done = curate.export([], load_settings(export={"person": "Ada"}), Silent(), dry_run=True)
+    assert done.train > 20
+    assert sorted(Path().rglob("*")) == before
+
+
+def test_reserved_memories_are_in_a_file_of_their_own(sample_brain):
+    done = export([sample_brain])
+    reserved = [row["memory"] for row in rows_of(done.paths.reserved)]
+    assert len(reserved) == done.reserved == 7
+    words = done.paths.full.read_text("utf-8").casefold()
+    assert not any(text.casefold() in words for text in reserved)
+    again = export([sample_brain], reserve=0.0)
+    assert (again.reserved, again.paths.reserved.read_bytes()) == (0, b"")
+
+
+def test_pseudonyms_are_stable_and_the_names_are_gone(chat):
+    done = export(person="Ada", pseudonyms=True, format="raw")
+    text = done.paths.full.read_text("utf-8")
+    assert not re.search(r"\b(Bo|Cy)\b", text)
+    assert set(re.findall(r"\[person \d+\]", text)) == {"[person 1]", "[person 2]"}
+    assert done.redacted["person"] >= 2
+
+
+def test_aliases_are_one_person(chat):
+    Path("brain/other.txt").write_text(
+        CHAT.replace("Ada", "ada_b").replace("Bo:", "Di:").replace("Cy:", "Ed:"), "utf-8"
+    )
+    Path("twin.toml").write_text('[people]\n"Ada" = ["ada_b"]\n', "utf-8")
+    done = export()
+    assert done.person == "Ada"
+    assert files.read_json(done.paths.report)["provenance"]["other.txt"]["people"]["Ada"] == 40
+
+
+# ---------------------------------------------------------------- forget
+
+
+def forget(**what):
+    return curate.forget(load_settings(), Silent(), **what)
+
+
+def a_run(name, people=("Ada", "Bo"), provenance=True):
+    """Lay a run that learned from chat.txt, as training and registering leave it."""
+    paths = runs.run_paths(name)
+    about = {"people": [files.name_digest(one) for one in people], "first": "2024-01-01T10:00:00", "last": None}
+    files.write_json(paths.adapter_config, {})
+    files.write_json(paths.record, {"provenance": {"chat.txt": about} if provenance else None})
+    (paths.root / "model-q4_k_m.gguf").write_bytes(b"GGUF")
+    runs.remember_model(paths, f"{name}-model", "http://127.0.0.1:11434")
+    runs.remember_model(paths, f"{name}-model", "http://127.0.0.1:11434")
+    return paths
+
+
+def test_a_person_is_forgotten_and_what_learned_of_them_is_named(chat):
+    before = export(person="Ada")
+    files.write_text(Path("twin.toml"), '[export]\nperson = "Ada"\n')
+    a_run("with-bo")
+    a_run("without-bo", people=("Ada", "Cy"))
+    a_run("unknown", provenance=False)
+    source = chat.read_bytes()
+    done = forget(person="Bo")
+    assert (done.what, done.messages, done.others) == ("Bo", 20, 0)
+    assert chat.read_bytes() == source
+    assert files.read_json(Path("forgotten.json")) == {"forgotten": [{"person": "Bo", "source": "", "before": None}]}
+    after = rows_of(before.paths.full)
+    assert done.exported.train + done.exported.val == len(after) < before.train + before.val
+    bo = {line.partition("Bo: ")[2] for line in CHAT.splitlines() if " Bo: " in line}
+    assert not any(text in before.paths.full.read_text("utf-8") for text in bo)
+    assert [(Path(run["adapter"]).name, run["certain"]) for run in done.made] == [
+        ("unknown", False), ("with-bo", True),
+    ]  # fmt: skip
+    assert done.made[1]["gguf"] == ["adapters/with-bo/model-q4_k_m.gguf"]
+    assert done.made[1]["models"] == [{"model": "with-bo-model", "host": "http://127.0.0.1:11434"}]
+    # It stays so, and saying it again changes nothing.
+    assert export(person="Ada").train == done.exported.train
+    with pytest.raises(UsageError, match="Nothing here is of Bo"):
+        forget(person="Bo")
+
+
+def test_a_time_and_a_source_are_forgotten(chat):
+    export(person="Ada")
+    files.write_text(Path("twin.toml"), '[export]\nperson = "Ada"\n')
+    done = forget(before=datetime(2024, 1, 11))
+    assert done.messages == 40
+    assert all(
+        int(row["id"].rpartition(":")[2].partition("-")[0]) >= 40 for row in rows_of("data/finetune_dataset.jsonl")
+    )
+    with pytest.raises(UsageError, match=r"Nothing here is of source chat\.tx\."):
+        forget(source="chat.tx")
+    with pytest.raises(UsageError):
+        forget(source="chat.txt")  # nothing would be left: the export says so
+
+
+def test_a_dry_run_of_forgetting_hides_nothing(chat):
+    export(person="Ada")
+    files.write_text(Path("twin.toml"), '[export]\nperson = "Ada"\n')
+    before = {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()}
+    done = forget(person="Cy", dry_run=True)
+    assert (done.messages, done.exported) == (20, None)
+    assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ({}, "Nothing is named."),
+        ({"person": "Ada"}, "'Ada' is whose twin this is."),
+        ({"person": "Zed"}, "Nothing here is of Zed."),
+        ({"before": datetime(2020, 1, 1)}, "Nothing here is of before 2020-01-01."),
+    ],
+)
+def test_what_cannot_be_forgotten(chat, what, message):
+    files.write_text(Path("twin.toml"), '[export]\nperson = "Ada"\n')
+    export(person="Ada")
+    with pytest.raises(UsageError) as caught:
+        forget(**what)
+    assert caught.value.message == message
+    assert not Path("forgotten.json").exists()
+
+
+# ---------------------------------------------------------------- look
+
+
+def test_stats_count_everything(chat):
+    seen = curate.stats([], load_settings(export={"person": "Ada"}), Silent()).as_json()
+    assert (seen["conversations"], seen["messages"], seen["own_messages"]) == (1, 80, 40)
+    assert seen["people"] == {"Ada": 40, "Bo": 20, "Cy": 20}
+    assert seen["own_messages_by_month"] == {"2024-01": 40}
+    assert seen["own_messages_by_hour"]["10"] == 40
+    assert sum(seen["own_lengths_in_characters"].values()) == 40
+    assert seen["rows"]["total"] > 20
+    assert not Path("data").exists()
+
+
+def test_preview_shows_what_an_export_writes(chat):
+    settings = load_settings(export={"person": "Ada"})
+    seen = curate.preview([], settings, Silent(), 3)
+    written = rows_of(curate.export([], settings, Silent()).paths.train)[:3]
+    assert [row.id for row in seen.rows] == [row["id"] for row in written]
+    assert [[turn._asdict() for turn in row.turns] for row in seen.rows] == [row["messages"] for row in written]
+
+
+def test_preview_lists_what_was_left_out(chat):
+    with chat.open("a") as handle:
+        handle.write("21/01/2024, 10:00 - Bo: <Media omitted>\n21/01/2024, 10:01 - Ada: my password is Kal1mba!\n")
+        handle.write("21/01/2024, 10:02 - Bo: look\n21/01/2024, 10:03 - Ada: https://a.example/b\n")
+    settings = load_settings(export={"person": "Ada"})
+    assert curate.preview([], settings, Silent(), 9, "media").listed == (("chat.txt", "Bo: <Media omitted>"),)
+    assert curate.preview([], settings, Silent(), 9, "links only").listed == (
+        ("chat.txt:82-82", "https://a.example/b"),
+    )
+    hidden = curate.preview([], settings, Silent(), 9, "secret (password)").listed
+    assert hidden == (("chat.txt:80", "…"),)
+    with pytest.raises(UsageError) as caught:
+        curate.preview([], settings, Silent(), 9, "medai")
+    assert caught.value.hint == "Did you mean 'media'?"
+
+
+# ---------------------------------------------------------------- the app
+
+
+@pytest.fixture
+def served(sample_brain, monkeypatch):
+    """``twin serve`` on the sample brain: its URL, and a token in the environment."""
+    environ = {**os.environ, "TWIN_SERVE_SECRET": SECRET}
+    twin = [sys.executable, "-m", "twin", "serve"]
+    token = subprocess.run([*twin, "--token"], env=environ, capture_output=True, text=True, check=True).stdout.strip()
+    Path("server").mkdir()
+    server = subprocess.Popen(
+        [*twin, str(sample_brain), "--port", "0"], env=environ, cwd="server", stdout=subprocess.PIPE, text=True
+    )
+    try:
+        url = re.search(r"http://\S+?(?=,)", server.stdout.readline())[0]
+        monkeypatch.setenv("TWIN_APP_TOKEN", token)
+        yield url
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+def test_an_export_of_a_served_brain_has_the_rows_of_the_local_one(served, sample_brain):
+    local = rows_of(export([sample_brain], output=Path("local"), deduplicate=False).paths.full)
+    settings = load_settings(export={"output": Path("fetched"), "deduplicate": False}, app={"url": served})
+    done = curate.export([], settings, Silent(), via="brain")
+    fetched = rows_of(done.paths.full)
+    own = ("chat", "memory", "fact", "example")  # the app's format has no place for journals
+    assert spoken(fetched, *own) == spoken(local, *own)
+    assert spoken(local, *own).total() > 800
+    assert files.read_json(done.paths.report)["sources"] == [served]
+    assert done.reserved == 7
+    assert not any(path.name.endswith(".partial") for path in Path().iterdir())
+
+
+def test_the_apps_own_rows_are_fetched_as_they_are(served):
+    settings = load_settings(export={"output": Path("rows")}, app={"url": served})
+    done = curate.export([], settings, Silent(), via="app")
+    made = Path("server/data")
+    for name in ("train.jsonl", "val.jsonl"):
+        assert (Path("rows") / name).read_bytes() == (made / name).read_bytes()
+    assert (done.train, done.val) == tuple(len(rows_of(made / name)) for name in ("train.jsonl", "val.jsonl"))
+    from twin.dataset import rows
+
+    found = rows.load(load_settings(train={"dataset": Path("rows/finetune_dataset.jsonl")}))
+    assert (len(found.train), found.left_out) == (done.train, done.val)
+
+
+def test_the_app_is_asked_where_the_environment_names_it(served, monkeypatch):
+    monkeypatch.setenv("TWIN_APP_URL", served)
+    done = curate.export([], load_settings(), Silent())
+    assert files.read_json(done.paths.report)["sources"] == [served]
+
+
+def test_a_token_of_somebody_else_is_refused_and_not_shown(served, monkeypatch, capfd):
+    monkeypatch.setenv("TWIN_APP_TOKEN", "not-a-token")
+    with pytest.raises(StepError) as caught:
+        curate.export([], load_settings(app={"url": served}), Silent(), via="brain")
+    assert "not-a-token" not in f"{caught.value.message} {caught.value.hint} {capfd.readouterr()}"
+    assert not Path("data").exists()
