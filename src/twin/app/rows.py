@@ -120,9 +120,10 @@ def _spoken(row: dict[str, Any]) -> list[str]:
     if not isinstance(text, str):
         raise TypeError("a text is expected")
     if "spans" in row:
-        if not all(type(place) is int and place >= 0 for _, *span in row["spans"] for place in span):
+        places = [(one["role"], one["start"], one["stop"]) for one in row["spans"]]
+        if not all(type(place) is int and place >= 0 for _, *span in places for place in span):
             raise TypeError("places in the text are expected")
-        return _said([(side, text[start:stop]) for side, start, stop in row["spans"]])
+        return _said([(side, text[start:stop]) for side, start, stop in places])
     if not _SPEAKER.match(text):
         raise ValueError("no speaker")
     names = [match[1] for line in text.split("\n") if (match := _SPEAKER.match(line))]
