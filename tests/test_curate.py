@@ -85,6 +85,13 @@ def test_every_row_leads_back_to_its_messages(chat):
         assert row["messages"][-1]["content"] == "\n".join(messages[first : last + 1])
 
 
+def test_the_closest_pair_across_the_split_is_told(chat):
+    done = export(person="Ada", validation_split=0.5)
+    sides = [{row["id"] for row in rows_of(path)} for path in (done.paths.train, done.paths.val)]
+    assert 0 < done.closest < 0.7
+    assert [row in side for row, side in zip(done.closest_rows, sides, strict=True)] == [True, True]
+
+
 def test_a_broken_file_is_told_and_the_rest_used(chat):
     Path("brain/cut.json").write_text('{"memories": [', "utf-8")
     listener = Listener()

@@ -179,6 +179,7 @@ def _export(
             redacted=built.redacted,
             reserved=len(reserved),
             closest=round(built.closest.similarity, 3) if built.closest else None,
+            closest_rows=built.closest_ids(),
             problems=tuple(built.dropped.problems),
             seconds=time.perf_counter() - started,
         )
@@ -220,7 +221,7 @@ def _export_from_app(settings: Settings, reporter: Reporter, ask: Ask | None) ->
                         part.write(line)
             person = own.person or ""
             done = Exported(
-                person, paths, got.train_rows, got.val_rows, dict(got.dropped), {}, {}, 0, None, (),
+                person, paths, got.train_rows, got.val_rows, dict(got.dropped), {}, {}, 0, None, (), (),
                 time.perf_counter() - started,
             )  # fmt: skip
             digests = {path.name: files.file_digest(path) for path in (paths.full, paths.train, paths.val)}

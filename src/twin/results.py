@@ -23,6 +23,7 @@ class Exported:
         redacted: private values replaced, by kind.
         reserved: memories kept out of everything, for evaluation.
         closest: Jaccard similarity of the closest pair of rows across the split; None: none is even half alike.
+        closest_rows: the ids of that pair, the training row first.
         problems: sentences about input that could be used in part or not at all.
         seconds: how long it took.
     """
@@ -36,6 +37,7 @@ class Exported:
     redacted: dict[str, int]
     reserved: int
     closest: float | None
+    closest_rows: tuple[str, ...]
     problems: tuple[str, ...]
     seconds: float
 
@@ -48,6 +50,7 @@ class Exported:
             "redacted": self.redacted,
             "reserved_memories": self.reserved,
             "closest_across_split": self.closest,
+            "closest_rows": list(self.closest_rows),
             "problems": list(self.problems),
             "paths": {"full": str(self.paths.full), "train": str(self.paths.train), "val": str(self.paths.val)},
             "seconds": round(self.seconds, 3),

@@ -62,6 +62,11 @@ class Dataset:
     closest: Closest | None
     sources: dict[str, Source]
 
+    def closest_ids(self) -> tuple[str, ...]:
+        """Return the ids of the closest pair across the split, the training row first; none where there is no pair."""
+        pair = [self.closest.train, self.closest.val] if self.closest else []
+        return tuple(row["id"] for row in self.train.table.records(np.array(pair, np.int64)))
+
     def close(self) -> None:
         """Close the files that the rows are read from."""
         self.train.table.close()

@@ -99,6 +99,7 @@ def command(
     if done.val:
         alike = f"{done.closest:.2f} alike (1 is the same)" if done.closest is not None else "not even half alike"
         lines.append(f"  closest pair across the split: {alike}")
+        lines += [f"    {row}" for row in done.closest_rows]
     if done.train < _FEW_ROWS:
         lines.append("Few rows: expect little likeness. A voice takes some hundreds of replies.")
     if dry_run:
