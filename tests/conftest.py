@@ -162,6 +162,7 @@ def ollama(ollama_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
             server.kill()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests against a real server load models: they are slow too. Slow ones run one after another, beside the fast."""
     for item in items:

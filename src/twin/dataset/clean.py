@@ -12,6 +12,7 @@ _INVISIBLE = dict.fromkeys(
 _TO_MEND = re.compile("[\r\0\u200e\u200f\u202a-\u202e\u2066-\u2069\ufeff\ue000\ue001\ud800-\udfff]")
 _LINK_STARTS = ("http://", "https://", "www.")
 _LETTER_OR_SYMBOL = re.compile(r"[^\s.,;:!?'\"()\[\]{}<>/\\|_*~`^+=\-–—…]")
+MAX_MESSAGE = 20_000  # characters: a file sent as text, whoever sent it
 MAX_REPLY = 4000  # characters: what is longer was hardly typed into a chat
 _PASTED = 1500, 600  # characters of one message: without a link, with one
 

@@ -177,14 +177,15 @@ def _looks_made_up(token: str) -> bool:
 
 def holds_seed_phrase(text: str) -> bool:
     """Say whether twelve words of one of BIP-39's lists stand in a row, numbered or not."""
-    words = _LETTERS.findall(text if text.isascii() else unicodedata.normalize("NFC", text))
-    some = [_bare(word) for word in words[_SEED_WORDS - 1 :: _SEED_WORDS]]  # of twelve in a row one is among these
+    found = _LETTERS.findall(text if text.isascii() else unicodedata.normalize("NFC", text))
+    some = [_bare(word) for word in found[_SEED_WORDS - 1 :: _SEED_WORDS]]  # of twelve in a row one is among these
     if _any_seed_word().isdisjoint(some):
         return False
+    words = [_bare(word) for word in found]
     for known in _seed_words():
         run = 0
         for place, word in enumerate(words):
-            run = run + 1 if _bare(word) in known else 0
+            run = run + 1 if word in known else 0
             if run >= _SEED_WORDS and len(set(words[place - _SEED_WORDS + 1 : place + 1])) >= _DISTINCT_SEED_WORDS:
                 return True
     return False

@@ -16,7 +16,7 @@ import numpy as np
 import orjson
 
 from twin.dataset import dedup
-from twin.dataset.clean import Habits, pasted, reason_to_drop, tidied
+from twin.dataset.clean import MAX_MESSAGE, Habits, pasted, reason_to_drop, tidied
 from twin.dataset.redact import LOCAL, OPEN, Redactor
 from twin.dataset.secrets import holds_key, holds_seed_phrase, tells_password
 from twin.dataset.suspects import suspects
@@ -156,6 +156,11 @@ class _Writer:
         for piece in conversations:
             source.hear(piece.messages)
             texts = tidied([message.text for message in piece.messages])
+            if settings.quality_filter:
+                for number, text in enumerate(texts):
+                    if len(text) > MAX_MESSAGE:
+                        self.dropped.add("over-long message", text[:200], piece.id)
+                        texts[number] = ""
             self._hide(texts, piece)
             if settings.quality_filter:
                 for number, text in enumerate(texts):
