@@ -162,11 +162,8 @@ def ollama(ollama_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iter
             server.kill()
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests against a real server load models: they are slow too. Slow ones run one after another, beside the fast."""
+    """Tests against a real server load models: they are slow too, so that the fast suite stays fast."""
     for item in items:
         if item.get_closest_marker("ollama"):
             item.add_marker("slow")
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.xdist_group("slow"))
