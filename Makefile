@@ -12,8 +12,10 @@ STAMP := $(VENV)/.installed
 demo: $(STAMP)-demo
 	$(BIN)/twin demo
 
+# The fast tests in two processes; the slow ones, which train, alone.
 test: lint extras ollama
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m slow -n 0
 
 fast: $(STAMP)-dev
 	$(BIN)/python -m pytest -m "not slow"
