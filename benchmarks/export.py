@@ -71,8 +71,8 @@ if __name__ == "__main__":
     run([reader(), m.MinhashDedupSignature(f"{work}/sig", config=config, language=words)], processes, "sig")
     run([m.MinhashDedupBuckets(f"{work}/sig", f"{work}/buckets", config=config)], config.num_buckets, "buckets")
     run([m.MinhashDedupCluster(f"{work}/buckets", f"{work}/remove", config=config)], 1, "cluster")
-    run([reader(), m.MinhashDedupFilter(f"{work}/remove"), PIIFormatter(), JsonlWriter(f"{work}/out", compression=None)],
-        processes, "filter")
+    out = JsonlWriter(f"{work}/out", compression=None)
+    run([reader(), m.MinhashDedupFilter(f"{work}/remove"), PIIFormatter(), out], processes, "filter")
 """
 PARSE_AND_WRITE = """
 import sys
