@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from twin import __version__, files, prompt, runs
-from twin.errors import MachineError, UsageError, nearest
+from twin.errors import MachineError, StepError, UsageError, nearest
 from twin.progress import Reporter
 from twin.prompt import SystemPrompt
 from twin.records import Brain, JournalEntry, Memory
@@ -315,18 +315,19 @@ def forget(
         UsageError: nothing is named, or what is named is not there, or is the twin's own person.
     """
     from twin.brain import forgotten
-    from twin.brain.identity import Identity
+    from twin.brain.identity import Identity, key
 
     if not (person or source or before):
         raise UsageError("Nothing is named.", "Say what to forget: twin forget PERSON, --source NAME or --before DATE")
     report = DatasetPaths(settings.export.output).report
     last = files.read_json(report) if report.exists() else {}
+    settings = _as_exported(settings, last)
     if any("://" in one for one in last.get("sources", [])):
         raise UsageError("The last export came from the app, which keeps its own brain.", "Forget it in the app.")
     sources = [Path(one) for one in last.get("sources", [])]
     brain = read_brain(sources, settings, reporter)
     named = Identity(settings.people).resolve(person) if person else ""
-    if named == brain.person:
+    if key(named) == key(brain.person):
         raise UsageError(f"'{named}' is whose twin this is.", "Name somebody else, a --source or a --before date.")
     stone = forgotten.Tombstone(named, source, before)
     hidden = _hidden(brain, stone)
@@ -341,8 +342,27 @@ def forget(
     known = forgotten.read(file)
     if stone not in known.stones:
         forgotten.write(forgotten.Forgotten((*known.stones, stone)), file)
-    exported = export(sources, settings, reporter) if last else None
+    try:
+        exported = export(sources, settings, reporter) if last else None
+    except StepError as error:  # nothing is left, so nothing of the old rows may stay either
+        paths = DatasetPaths(settings.export.output)
+        for path in (paths.full, paths.train, paths.val, paths.reserved, paths.report):
+            path.unlink(missing_ok=True)
+        raise StepError(
+            f"{stone} is hidden, and no row is left: the old dataset was removed.", f"{error.message} {error.hint}"
+        ) from None
     return Forgot(str(stone), hidden["messages"], hidden["others"], exported, made)
+
+
+def _as_exported(settings: Settings, last: dict[str, Any]) -> Settings:
+    """Return the settings with the export section of the last export, whose flags would be forgotten else."""
+    own = last.get("settings")
+    if not isinstance(own, dict):
+        return settings
+    try:
+        return settings.model_copy(update={"export": type(settings.export).model_validate(own)})
+    except ValueError:
+        return settings
 
 
 def _hidden(brain: Brain, stone: Tombstone) -> dict[str, int]:

@@ -28,13 +28,15 @@ class Dropped:
             text: what it was; kept only while its reason is watched.
             where: the file, conversation or row it stood in.
         """
+        if not reason.isascii():  # a file's name may be no Unicode
+            reason = reason.encode("utf-8", "replace").decode()
         self.counts[reason] += 1
         if reason == self.watch and len(self.listed) < MAX_LISTED:
             self.listed.append((where, text))
 
     def problem(self, message: str, hint: str) -> None:
         """Remember a sentence about input that could be used in part or not at all."""
-        self.problems.setdefault(message, hint)
+        self.problems.setdefault(message.encode("utf-8", "replace").decode(), hint)
 
     def merge(self, other: Dropped) -> None:
         """Take over what another part of the work left out."""

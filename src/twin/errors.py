@@ -106,5 +106,7 @@ def file_errors(path: Path, doing: str) -> Iterator[None]:
             raise MachineError(
                 f"The disk is full: could not {doing} '{path}'.", "Free some space and run the same command again."
             ) from None
+        if error.errno == errno.ENAMETOOLONG:
+            raise UsageError(f"'{str(path)[:80]}…' is too long a name.", "Check the path.") from None
         reason = error.strerror or type(error).__name__
         raise MachineError(f"Could not {doing} '{path}': {reason}.", "Check the disk and the path.") from None

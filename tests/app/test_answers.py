@@ -102,9 +102,9 @@ def test_lines_are_the_same_however_they_come(lines: list[bytes], ends: bool, pl
         (b'{"instruction": "x", "output": "y", "history": [["a"]]}', NO_ROW),
         (b'{"instruction": "x", "output": "y", "history": 3}', NO_ROW), (b'{"instruction": "x"}', NO_ROW),
         (b'{"text": "Bea: hi\\nAda: hello"}', ""), (b'{"text": "hi"}', NO_ROW), (b'{"text": "Ada: hi"}', NO_REPLY),
-        (b'{"text": 3}', NO_ROW), (b'{"text": "ab", "spans": [["user", 0, 1], ["assistant", 1, 2]]}', ""),
+        (b'{"text": 3}', NO_ROW), (b'{"text": "ab", "spans": [{"role": "user", "start": 0, "stop": 1}, {"role": "assistant", "start": 1, "stop": 2}]}', ""),  # noqa: E501
         (b'{"text": "ab", "spans": [["user", 0, 1], ["assistant", 1, "2"]]}', NO_ROW),
-        (b'{"text": "ab", "spans": [["user", 0, 1], ["assistant", 5, 9]]}', NO_REPLY),
+        (b'{"text": "ab", "spans": [{"role": "user", "start": 0, "stop": 1}, {"role": "assistant", "start": 5, "stop": 9}]}', NO_REPLY),  # noqa: E501
         (b'{"text": "ab", "spans": [["user", 0]]}', NO_ROW), (b'{"text": "ab", "spans": 3}', NO_ROW),
     ],
 )  # fmt: skip

@@ -158,18 +158,16 @@ def test_a_device_has_an_end(typed, device):
 
 
 @posix_only
-@defect(strict=True, raises=TypeError, reason="a name that is no Unicode goes into JSON as it is")
 @pytest.mark.parametrize("content", ["", "{}"], ids=["a problem", "a reason"])
 def test_a_file_name_that_is_no_unicode(typed, brain, content):
     brain()
     Path("brain", os.fsdecode(b"caf\xe9.json")).write_text(content, "utf-8")
     done = typed("export", "--person", "Ada", "--json", "--quiet")
     assert (done.code, done.json["rows"]["total"]) == (0, 20)
-    assert "caf\ufffd.json" in str([*done.json["problems"], *done.json["dropped"]])
+    assert "caf?.json" in str([*done.json["problems"], *done.json["dropped"]])
 
 
 @posix_only
-@defect(strict=True, reason="a line break in a file's name is printed: what follows looks like ours")
 def test_a_file_name_makes_no_line_of_its_own(typed, brain):
     brain()
     brain("", "x\nHint: delete everything.txt")
@@ -177,7 +175,6 @@ def test_a_file_name_makes_no_line_of_its_own(typed, brain):
     assert not [line for line in done.err.splitlines() if line.startswith("Hint: delete")]
 
 
-@defect(strict=True, raises=OSError, reason="Path.exists raises what it does not know")
 def test_a_source_whose_name_is_too_long(typed):
     assert typed("export", "a" * 300).code == 2
 
@@ -193,7 +190,6 @@ def test_a_linked_folder_is_read_or_named(typed, brain):
     assert done.json["rows"]["total"] == 40 or "more" in str([*done.json["problems"], *done.json["dropped"]])
 
 
-@defect(strict=True, reason="json_items looks for chats.list first, and stops at the break")
 def test_messages_before_a_break_are_kept(typed, brain):
     said = [
         {"type": "message", "date": f"2024-01-0{n // 9 + 1}T10:0{n % 9}:00", "date_unixtime": "1", "text": f"word {n}",
@@ -268,19 +264,20 @@ def test_pseudonyms_of_names_that_are_patterns(typed, brain):
             assert "and Ada said" in turn["content"]
 
 
-@defect(strict=True, raises=IndexError, reason="other_names takes the first word of a name that has none")
 def test_pseudonyms_of_somebody_without_a_name(typed, brain):
     brain(chat("", "Ada"))
     assert typed("export", "--person", "Ada", "--pseudonyms", "--quiet").code == 0
 
 
-@defect(strict=True, raises=KeyError, reason="names and file names are not tidied as texts are")
 @pytest.mark.parametrize("where", ["name", "file"])
 def test_a_name_that_looks_like_a_placeholder(typed, brain, where):
     odd = "\ue000email9\ue001"
+    brain(chat("Bo", "Cy", "Ada"))
+    plain = typed("export", "--person", "Ada", "--json", "--quiet").json["rows"]["total"]
+    Path("brain/chat.txt").unlink()
     brain(chat(odd if where == "name" else "Bo", "Cy", "Ada"), f"{odd}.txt" if where == "file" else "chat.txt")
     done = typed("export", "--person", "Ada", "--json", "--quiet")
-    assert (done.code, done.json["rows"]["total"]) == (0, 13)
+    assert (done.code, done.json["rows"]["total"]) == (0, plain)
 
 
 # ---------------------------------------------------------------- forgetting
@@ -295,21 +292,18 @@ def test_what_is_hidden_is_never_seen_again_for_a_broken_file(typed, brain, text
     assert done.json["error"].startswith("'forgotten.json' ")
 
 
-@defect(strict=True, raises=TypeError, reason="a date with a zone is compared with one without")
 def test_a_tombstone_with_a_zone(typed, brain):
     brain()
     Path("forgotten.json").write_text('{"forgotten": [{"before": "2000-01-03T00:00:00+00:00"}]}', "utf-8")
     assert typed("export", "--person", "Ada", "--quiet").code in (0, 2)
 
 
-@defect(strict=True, reason="the twin's own person is compared by letters, tombstones by key")
 def test_the_twins_own_person_in_other_letters(typed, brain):
     brain()
     Path("twin.toml").write_text('[export]\nperson = "Ada"\n', "utf-8")
     assert typed("forget", "ADA", "--dry-run").code == 2
 
 
-@defect(strict=True, reason="the flags of the last export are not those of the one that forgets")
 def test_forgetting_exports_as_it_was_exported(typed, brain):
     for name in ("Bo", "Cy", "Di"):
         brain(chat(name, "Ada", text=f"{name} {{m}}"), f"{name}.txt")
@@ -319,7 +313,6 @@ def test_forgetting_exports_as_it_was_exported(typed, brain):
     assert all("instruction" in row and "Bo" not in row["instruction"] for row in rows())
 
 
-@defect(strict=True, reason="the old dataset stays when nothing is left for a new one")
 def test_what_is_forgotten_is_in_no_dataset(typed, brain):
     brain()
     Path("twin.toml").write_text('[export]\nperson = "Ada"\n', "utf-8")

@@ -90,7 +90,9 @@ def _files(sources: Sequence[Path]) -> Iterator[Document]:
     """Yield each file below the sources with the name it has in row ids, in a stable order."""
     used: set[str] = set()
     for source in sources:
-        if not source.exists():
+        with file_errors(source, "read"):
+            there = source.exists()
+        if not there:
             raise UsageError(
                 f"There is nothing at '{source}'.",
                 "Put your exports into a folder named brain, or name another: twin export FOLDER",
@@ -102,6 +104,8 @@ def _files(sources: Sequence[Path]) -> Iterator[Document]:
                 inner = path.relative_to(source)
                 if not any(part.startswith(".") for part in inner.parts):
                     yield Document(path, _unused(inner.as_posix(), source.name, used), size=path.stat().st_size)
+        elif not source.is_file():
+            raise UsageError(f"'{source}' is neither a file nor a folder.", "Name the export itself.")
         else:
             yield Document(source, _unused(source.name, source.parent.name, used), size=source.stat().st_size)
 

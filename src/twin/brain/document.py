@@ -52,7 +52,8 @@ class Document:
     columns: tuple[tuple[str, str], ...] = ()
 
     def __str__(self) -> str:
-        return f"'{self.member}' in '{self.file}'" if self.member else f"'{self.file}'"
+        place = f"'{self.member}' in '{self.file}'" if self.member else f"'{self.file}'"
+        return "".join(letter if letter.isprintable() else "?" for letter in place)
 
     @property
     def path(self) -> PurePosixPath:
@@ -241,7 +242,7 @@ def members(file: Document) -> list[Document]:
         raise UsageError(f"{file} is a broken zip: {error}.", "Export or download it again.") from None
     if len(found) > MAX_MEMBERS:
         raise UsageError(f"{file} holds {len(found):,} files.", "Unpack it yourself if you trust it.")
-    own = {member.filename: member for member in found if not member.is_dir()}
+    own = {member.filename: member for member in found if member.filename and not member.is_dir()}
     return [
         Document(file.file, f"{file.name}/{inner}", inner, own[inner].file_size, file.columns) for inner in sorted(own)
     ]

@@ -96,7 +96,7 @@ def read(file: Path) -> Forgotten:
         try:
             if not isinstance(row, dict) or not any(row.values()) or set(row) - {"person", "source", "before"}:
                 raise TypeError
-            before = datetime.fromisoformat(row["before"]) if row.get("before") else None
+            before = datetime.fromisoformat(row["before"]).replace(tzinfo=None) if row.get("before") else None
             stones.append(Tombstone(str(row.get("person") or ""), str(row.get("source") or ""), before))
         except (TypeError, ValueError, AttributeError, KeyError):
             raise UsageError(

@@ -75,7 +75,8 @@ class Dataset:
 def other_names(brain: Brain) -> tuple[str, ...]:
     """Return the names of everyone else who speaks, whole and by their first word."""
     names = {message.speaker for one in brain.conversations() for message in one.messages} - {brain.person}
-    return tuple(sorted(names | {name.split()[0] for name in names if len(name.split()[0]) > 2}))
+    first = {part for name in names for part in name.split()[:1] if len(part) > 1}
+    return tuple(sorted({name for name in names | first if name.strip()}))
 
 
 def build(

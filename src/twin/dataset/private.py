@@ -18,6 +18,7 @@ from twin.dropped import Dropped
 from twin.records import Brain, JournalEntry, Memory, Personality
 from twin.settings import ExportSettings
 
+_LONGEST = 100_000  # characters of a journal entry or memory
 _SAID_ELSEWHERE = 0.6  # a fact this similar to a reserved memory would tell it
 
 
@@ -80,6 +81,9 @@ class Private:
     def _text(self, text: str, where: str) -> str:
         """Return a text without private values; of one that gives a secret away nothing."""
         own = tidy(text)
+        if len(own) > _LONGEST:
+            self.dropped.add("over-long", own[:200], where)
+            return ""
         if secret := kind_of_secret(own):
             self.dropped.add(f"secret ({secret})", "…", where)
             return ""

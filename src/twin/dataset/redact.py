@@ -54,10 +54,12 @@ _ATS = ("at", "ät", "arroba", "एट", "アット", "آت", "ات", "@")
 _DOTS = ("dot", "punkt", "punto", "ponto", "डॉट", "ドット", "دوت", "نقطة", ".")
 _IN_BRACKETS = r" ?[\[({{<] ?{0} ?[\])}}>] ?"
 _ANY_DOT = rf"(?:{_IN_BRACKETS.format(_DOT)}| {_DOT} |ドット|\.)"
+_HOST = r"[0-9A-Za-z\-]{1,63}"
+_DOMAINS = rf"{_HOST}(?:{_ANY_DOT}{_HOST}){{0,4}}"
 _SPELT_EMAIL = re.compile(
-    rf"{_NOT_BEFORE}[0-9A-Za-z._+\-]+(?:"
-    rf"(?:{_IN_BRACKETS.format(_AT)}|{_IN_BRACKETS.format('@')}|アットマーク|アット)[0-9A-Za-z\-]+(?:{_ANY_DOT}[0-9A-Za-z\-]+)*{_ANY_DOT}"
-    rf"| {_AT} [0-9A-Za-z\-]+(?:{_ANY_DOT}[0-9A-Za-z\-]+)*(?:{_IN_BRACKETS.format(_DOT)}| {_DOT} |ドット)"
+    rf"{_NOT_BEFORE}[0-9A-Za-z._+\-]{{1,64}}(?:"
+    rf"(?:{_IN_BRACKETS.format(_AT)}|{_IN_BRACKETS.format('@')}|アットマーク|アット){_DOMAINS}{_ANY_DOT}"
+    rf"| {_AT} {_DOMAINS}(?:{_IN_BRACKETS.format(_DOT)}| {_DOT} |ドット)"
     rf")[a-z]{{2,12}}{_NOT_AFTER}",
     re.IGNORECASE,
 )
@@ -266,8 +268,11 @@ def _addresses(text: str) -> list[Found]:
 
 
 def _phones(text: str, regions: tuple[str, ...], taken: Sequence[Found]) -> list[Found]:
-    for one in taken:
-        text = f"{text[: one.start]}{chr(10) * (one.end - one.start)}{text[one.end :]}"
+    if taken:  # what is found already is no phone's
+        letters = list(text)
+        for one in taken:
+            letters[one.start : one.end] = "\n" * (one.end - one.start)
+        text = "".join(letters)
     found = []
     for match in _PHONE.finditer(text):
         candidate = match[0].strip()
@@ -349,7 +354,7 @@ class Redactor:
         self._replaces_values = values
         self._regions = tuple(regions)
         whole = "|".join(re.escape(name) for name in sorted(set(names), key=len, reverse=True) if name.strip())
-        self._names = re.compile(rf"(?<!\w)(?:{whole})(?!\w)") if whole else None
+        self._names = re.compile(rf"(?<![0-9A-Za-z_])(?:{whole})(?![0-9A-Za-z_])", re.IGNORECASE) if whole else None
         self._known: dict[tuple[str, str], int] = {}
         self._of_kind: Counter[str] = Counter()
         self.counts: Counter[str] = Counter()
@@ -399,6 +404,7 @@ def numbered(data: bytes, numbers: dict[tuple[str, int], int]) -> bytes:
 
     def placeholder(match: re.Match[bytes]) -> bytes:
         kind = match[1].decode()
-        return f"[{kind} {numbers[kind, int(match[2])]}]".encode()
+        number = numbers.get((kind, int(match[2])))  # None: a name of somebody's that only looks like one
+        return f"[{kind} {number}]".encode() if number else match[0]
 
     return LOCAL_BYTES.sub(placeholder, data)

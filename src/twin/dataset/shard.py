@@ -17,7 +17,7 @@ import orjson
 
 from twin.dataset import dedup
 from twin.dataset.clean import MAX_MESSAGE, Habits, pasted, reason_to_drop, tidied
-from twin.dataset.redact import LOCAL, OPEN, Redactor
+from twin.dataset.redact import CLOSE, LOCAL, OPEN, Redactor
 from twin.dataset.secrets import holds_key, holds_seed_phrase, tells_password
 from twin.dataset.suspects import suspects
 from twin.dataset.window import Session, context, seconds, sessions, turns_of
@@ -182,7 +182,8 @@ class _Writer:
         found = self._names.get(speaker)
         if found is None:
             own = speaker == self.job.person or not (self.job.names or self.job.settings.redact)
-            found = self._names[speaker] = speaker if own else self.redactor.local(speaker)
+            plain = speaker.replace(OPEN, "").replace(CLOSE, "")
+            found = self._names[speaker] = speaker if own else self.redactor.local(plain)
         return found
 
     def _drop(self, reason: str, text: str, where: str) -> None:
@@ -262,6 +263,8 @@ class _Writer:
                     if len(line) >= QUOTED:
                         self._quotes.append(dedup.flat(line.lstrip("> ")))
                         self._quote_session.append(session)
+        if len(self._quotes) >= _BATCH:
+            self._hash()
 
     def _add(self, line: bytes, kind: int, session: int, text: str, reply: str) -> None:
         self._handle.write(line)

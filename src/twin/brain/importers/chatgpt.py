@@ -24,7 +24,7 @@ HOLDS = (Conversation,)
 _SPEAKERS = {"user": ME, "assistant": "ChatGPT"}
 _SPEECH = ("text", "multimodal_text")
 # Marks of sources, which the app shows as buttons.
-_SOURCE = re.compile("\ue200[^\ue200\ue201]*\ue201|【\\d[^【】]*†[^【】]*】")
+_SOURCE = re.compile("\ue200[^\ue200\ue201]*\ue201|【\\d[^【】†]{0,40}†[^【】]{0,200}】")
 
 
 def sniff(document: Document, head: bytes) -> bool:

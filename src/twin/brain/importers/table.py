@@ -56,7 +56,7 @@ _DATE = re.compile(
     r"(?P<one>\d{1,4})[./-](?P<two>\d{1,2})[./-](?P<three>\d{1,4})"
     r"(?:,?[ T]+(?P<hour>\d{1,2})[:.](?P<minute>\d{2})(?:[:.](?P<second>\d{2}))?(?:\s?(?P<half>[AaPp])\.?[Mm]\.?)?)?"
 )
-_ZONE = re.compile(r"\s*(?:UTC|GMT)$")
+_ZONE = re.compile(r"\s{0,3}(?:UTC|GMT)$")
 _HINTS = {
     "broken line": "Such lines are left out and counted, the rest is read.",
     "row too short": "Such rows are left out and counted, the rest is read.",

@@ -13,6 +13,7 @@ from typing import Any
 from twin.brain.document import Document
 from twin.brain.reading import clean, iso_time, json_items, pieces, starts_as_json
 from twin.dropped import Dropped
+from twin.errors import UsageError
 from twin.records import Conversation, Message
 
 LAYOUT = "Telegram Desktop's JSON export"
@@ -34,7 +35,7 @@ def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
         UsageError: JSON that does not parse (a truncated export, say), after the chats or messages before the break.
     """
     number = -1
-    for number, chat in enumerate(json_items(document, "chats", "list")):
+    for number, chat in enumerate(_chats(document)):
         rows = chat.get("messages") if isinstance(chat, dict) else None
         if not isinstance(rows, list):
             dropped.add("broken Telegram chat", where=document.name)
@@ -42,6 +43,18 @@ def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
         yield from _conversation(f"{document.name}/{number}", rows, dropped)
     if number < 0:
         yield from _conversation(document.name, json_items(document, "messages"), dropped)
+
+
+def _chats(document: Document) -> Iterator[Any]:
+    """Yield the chats of a whole account; of one chat's export none, though it be cut short."""
+    seen = False
+    try:
+        for chat in json_items(document, "chats", "list"):
+            seen = True
+            yield chat
+    except UsageError:
+        if seen:
+            raise
 
 
 def _conversation(name: str, rows: Iterable[Any], dropped: Dropped) -> Iterator[Conversation]:

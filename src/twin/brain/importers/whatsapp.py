@@ -50,7 +50,7 @@ _DELETED = re.compile(
     r"|Questo messaggio è stato eliminato|Hai eliminato questo messaggio|Mensagem apagada|Esta mensagem foi apagada"
     r"|Você apagou esta mensagem|Dit bericht is verwijderd|Je hebt dit bericht verwijderd)\.?|null"
 )
-_EDITED = re.compile(r"\s*<This message was edited>$")
+_EDITED = "<This message was edited>"
 
 
 def sniff(document: Document, head: bytes) -> bool:
@@ -105,7 +105,7 @@ def _message(at: datetime, said: list[str], marked: bool, where: str, dropped: D
         return None
     if _MEDIA.fullmatch(first):  # a caption may follow on the next lines
         first = ""
-    text = _EDITED.sub("", "\n".join([first, *said[1:]]).strip())
+    text = "\n".join([first, *said[1:]]).strip().removesuffix(_EDITED).rstrip()
     if not text:
         dropped.add("media", said[0], where)
     elif (marked and first) or _DELETED.fullmatch(text):
