@@ -821,6 +821,10 @@ def test_ctrl_c_leaves_nothing(into: Path) -> None:
         signal.raise_signal(signal.SIGINT)
         time.sleep(20)
 
-    with sockets(talk) as url, pytest.raises(KeyboardInterrupt):
-        get_brain(url, into)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # whatever a test before this one left there
+    try:
+        with sockets(talk) as url, pytest.raises(KeyboardInterrupt):
+            get_brain(url, into)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert list(into.iterdir()) == []
