@@ -17,6 +17,7 @@ BOTTOM = {
     "dropped",
     "errors",
     "files",
+    "foreign",
     "gguf_checkpoint",
     "llama",
     "packages",

@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 
 from tests.app.conftest import TOKEN
-from twin.app.address import check_url, is_loopback
+from twin.app.address import check_url
 from twin.app.credentials import find_secret, find_token
 from twin.errors import UsageError
 
@@ -134,15 +134,3 @@ def test_what_is_no_address_is_refused(given: str, words: str) -> None:
         check_url(given)
     assert "hunter2" not in caught.value.message + caught.value.hint
     assert caught.value.hint
-
-
-@pytest.mark.parametrize(
-    ("host", "here"),
-    [
-        ("localhost", True), ("LocalHost", True), ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True),
-        ("[::1]", True), ("0.0.0.0", False), ("::", False), ("192.168.0.2", False),  # noqa: S104
-        ("localhost.example", False), ("127.0.0.1.example", False), ("app", False),
-    ],
-)  # fmt: skip
-def test_this_machine(host: str, here: bool) -> None:
-    assert is_loopback(host) is here

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import re
 
 import httpx
@@ -44,13 +43,3 @@ def check_url(value: str) -> str:
     if url.query or url.fragment or "?" in text or "#" in text:
         raise UsageError(f"The address '{shown}' has something after a ? or #.", "Give the app's base address alone.")
     return str(url).rstrip("/")
-
-
-def is_loopback(host: str) -> bool:
-    """Say whether ``host`` is this machine itself, by its spelling; no name is looked up."""
-    if host.lower() == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return False

@@ -29,13 +29,13 @@ from pydantic import SecretStr
 
 from twin import __version__
 from twin.app import models
-from twin.app.address import is_loopback
 from twin.app.contract import FORMATS, ROLES, ExportAsk
 from twin.app.exchanges import Exchange, exchanges
 from twin.app.source import BrainSource, ExportedFiles
 from twin.app.tokens import NotValidError, key_of, mint_token, role_of
 from twin.app.whole import PIECE_BYTES, analysis, brain_json, in_pieces
 from twin.errors import MachineError, TwinError, UsageError
+from twin.foreign import is_loopback
 from twin.progress import Reporter
 
 __all__ = ["BrainSource", "ExportedFiles", "create_app", "mint_token", "serve"]

@@ -21,8 +21,9 @@ import orjson
 import tenacity
 from pydantic import SecretStr
 
-from twin.app.address import check_url, is_loopback
+from twin.app.address import check_url
 from twin.errors import MachineError, StepError, TwinError
+from twin.foreign import bounded, is_loopback, one_line
 from twin.progress import Reporter
 
 CONNECT_SECONDS = 10.0
@@ -302,9 +303,8 @@ class App:
 
     def clean(self, text: str, most: int = MAX_ERROR_CHARS) -> str:
         """Return a server's text fit for a terminal: one line, nothing that moves a cursor, no token, bounded."""
-        line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-        line = _JWT.sub("[a token]", line.replace(self._token.get_secret_value(), "[the token]"))
-        return line if len(line) <= most else line[: most - 1] + "…"
+        line = one_line(text).replace(self._token.get_secret_value(), "[the token]")
+        return bounded(_JWT.sub("[a token]", line), most)
 
 
 def _run(work: Callable[..., Any], *arguments: Any) -> None:

@@ -102,11 +102,9 @@ class Document:
             return None
         if not self.member:
             file = self.file.parent / relative
-            return (
-                replace(self, file=file, name=f"{self.name}+{relative}", size=file.stat().st_size)
-                if file.is_file()
-                else None
-            )
+            if not file.is_file():
+                return None
+            return replace(self, file=file, name=f"{self.name}+{relative}", size=file.stat().st_size)
         wanted = os.path.normpath(self.path.parent / relative).replace(os.sep, "/")
         with suppress(KeyError):
             found = _archive(self.file, self.file.stat().st_mtime_ns).getinfo(wanted)
@@ -137,9 +135,8 @@ class Document:
             UsageError: bytes that are neither.
         """
         with self.open() as handle:
-            start = handle.read(3)
-            encoding = next((name for mark, name in _BOMS if start.startswith(mark)), "utf-8")
-            with _Rewound(start, handle) as whole, io.TextIOWrapper(whole, encoding, newline="\n") as text:
+            encoding = _encoding(handle.peek(3))  # type: ignore[attr-defined]  # a file has it, and a zip's member
+            with io.TextIOWrapper(handle, encoding, newline="\n") as text:
                 try:
                     while line := text.readline(MAX_LINE_BYTES):
                         cut = line if line.endswith("\n") else line + _skip_line(text, len(line))
@@ -175,10 +172,14 @@ class Document:
         return "\n".join(self.lines())
 
 
+def _encoding(start: bytes) -> str:
+    """Return the encoding that a byte order mark tells; UTF-8 without one."""
+    return next((name for mark, name in _BOMS if start.startswith(mark)), "utf-8")
+
+
 def as_text(head: bytes) -> str:
     """Return the beginning of a document as text, for sniffing: whatever can't be decoded is left out."""
-    encoding = next((name for mark, name in _BOMS if head.startswith(mark)), "utf-8")
-    return head.decode(encoding, "ignore").replace("\0", "")
+    return head.decode(_encoding(head), "ignore").replace("\0", "")
 
 
 def _skip_line(text: io.TextIOWrapper, read: int) -> str:
@@ -187,27 +188,6 @@ def _skip_line(text: io.TextIOWrapper, read: int) -> str:
         while (rest := text.readline(MAX_LINE_BYTES)) and not rest.endswith("\n"):
             pass
     return "\n"
-
-
-class _Rewound(io.BufferedReader):
-    """A stream with its first bytes put back: members of zips seek slowly."""
-
-    def __init__(self, start: bytes, rest: IO[bytes]) -> None:
-        super().__init__(_Chained(start, rest), 1 << 18)
-
-
-class _Chained(io.RawIOBase):
-    def __init__(self, start: bytes, rest: IO[bytes]) -> None:
-        self._start, self._rest = start, rest
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: bytearray | memoryview) -> int:  # type: ignore[override]
-        data = self._start[: len(buffer)] or self._rest.read(len(buffer))
-        self._start = self._start[len(buffer) :]
-        buffer[: len(data)] = data
-        return len(data)
 
 
 @lru_cache(maxsize=4)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -105,6 +106,19 @@ def iso_time(value: Any) -> datetime | None:
     """Return a date in ISO 8601 as wall-clock time, or None for anything else."""
     try:
         return datetime.fromisoformat(value).replace(tzinfo=None) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
+@lru_cache(maxsize=1 << 12)
+def day_of(parts: tuple[str, str, str], order: str) -> date | None:
+    """Return the day that three numbers name in an order (``"dmy"``, say), or None where there is no such day.
+
+    A year of one or two figures is one of this century.
+    """
+    units = {unit: int(part) for unit, part in zip(order, parts, strict=True)}
+    try:
+        return date(units["y"] + 2000 if units["y"] < 100 else units["y"], units["m"], units["d"])
     except ValueError:
         return None
 

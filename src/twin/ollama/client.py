@@ -21,6 +21,7 @@ import httpx
 import orjson
 
 from twin.errors import MachineError, StepError, TwinError, UsageError, file_errors
+from twin.foreign import bounded, is_loopback, one_line
 from twin.progress import Reporter
 from twin.records import Turn
 
@@ -108,20 +109,9 @@ def _host_and_port(address: str) -> tuple[str | None, str | None]:
     return ("127.0.0.1" if number.is_unspecified else str(number)), port
 
 
-def _is_this_machine(url: str) -> bool:
-    host = httpx.URL(url).host
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
-
-
 def _clean(text: str) -> str:
-    """Return a server's text fit for a terminal: one line, nothing that moves a cursor, bounded."""
-    line = " ".join("".join(char if char.isprintable() else " " for char in text).split())
-    return line if len(line) <= MAX_ERROR_CHARS else line[: MAX_ERROR_CHARS - 1] + "…"
+    """Return a server's text fit for a terminal and for a sentence."""
+    return bounded(one_line(text), MAX_ERROR_CHARS)
 
 
 def _error_text(value: Any) -> str | None:
@@ -169,7 +159,7 @@ class OllamaClient:
             timeout=self._timeout,
             headers={"Accept-Encoding": "identity"},  # what is read is then what is counted against the bounds
             # httpx would send even 127.0.0.1 through HTTP_PROXY; Ollama's own client does not.
-            trust_env=not _is_this_machine(self.url),
+            trust_env=not is_loopback(httpx.URL(self.url).host),
         )
 
     def __enter__(self) -> Self:

@@ -24,7 +24,7 @@ from typing import Any
 import orjson
 
 from twin.brain.document import Document, as_text
-from twin.brain.reading import PIECE, clean, epoch_time
+from twin.brain.reading import PIECE, clean, day_of, epoch_time
 from twin.dropped import Dropped
 from twin.errors import UsageError
 from twin.records import ME, Conversation, Message
@@ -451,14 +451,13 @@ def _order(dates: Iterable[re.Match[str]]) -> str:
 
 
 def _told(match: re.Match[str], order: str) -> datetime | None:
-    order = "ymd" if len(match["one"]) == 4 else order
-    parts = {unit: int(match[name]) for unit, name in zip(order, ("one", "two", "three"), strict=True)}
-    year = parts["y"] + 2000 if parts["y"] < 100 else parts["y"]
+    day = day_of(match.group("one", "two", "three"), "ymd" if len(match["one"]) == 4 else order)
     hour = int(match["hour"] or 0)
     if half := match["half"]:
         hour = hour % 12 + (12 if half in "Pp" else 0)
     with suppress(ValueError):
-        return datetime(year, parts["m"], parts["d"], hour, int(match["minute"] or 0), int(match["second"] or 0))
+        if day:
+            return datetime(day.year, day.month, day.day, hour, int(match["minute"] or 0), int(match["second"] or 0))
     return None
 
 

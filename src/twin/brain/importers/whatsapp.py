@@ -11,10 +11,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from datetime import date, datetime
-from functools import lru_cache
 
 from twin.brain.document import Document, as_text
-from twin.brain.reading import pieces
+from twin.brain.reading import day_of, pieces
 from twin.dropped import Dropped
 from twin.errors import UsageError
 from twin.records import Conversation, Message
@@ -134,7 +133,7 @@ def _date_order(matches: Iterable[re.Match[str]]) -> str | None:
             continue
         last = own
         for order in fit:
-            if day := _day(own, order):
+            if day := day_of(own, order):
                 fit[order] += 1
                 backward[order] += order in before and day < before[order]
                 before[order] = day
@@ -144,22 +143,12 @@ def _date_order(matches: Iterable[re.Match[str]]) -> str | None:
     return min(ranked, key=lambda order: (-fit[order], backward[order]))
 
 
-@lru_cache(maxsize=1 << 12)
-def _day(parts: tuple[str, str, str], order: str) -> date | None:
-    """Return the day that three numbers name in an order, or None where there is no such day."""
-    units = {unit: int(part) for unit, part in zip(order, parts, strict=True)}
-    try:
-        return date(units["y"] + 2000 if units["y"] < 100 else units["y"], units["m"], units["d"])
-    except ValueError:
-        return None
-
-
 def _when(match: re.Match[str], order: str) -> datetime | None:
     """Return the time of a line, or None where it is none: words that only look like a date carry a message on."""
     one, two, three, hours, minute, second, before, after = match.group(
         "one", "two", "three", "hour", "minute", "second", "before", "after"
     )
-    day = _day((one, two, three), order)
+    day = day_of((one, two, three), order)
     hour = int(hours)
     if half := before or after:
         hour = hour % 12 + (12 if re.fullmatch(_SECOND_HALF, half) else 0)
