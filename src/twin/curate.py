@@ -203,30 +203,21 @@ def _export(
 def _export_from_app(settings: Settings, reporter: Reporter, ask: Ask | None) -> Exported:
     """Let the app make the rows, and fetch them."""
     from twin.app.client import ExportAsk, fetch_rows, find_token
+    from twin.dataset import rows
 
     started = time.perf_counter()
     own, paths = settings.export, DatasetPaths(settings.export.output)
     token = find_token(os.environ, settings.app.token_file, ask)
     wanted = ExportAsk(own.format, own.include_system, own.deduplicate, own.quality_filter, own.validation_split)
-    with files.scratch_dir(paths.root) as folder:
+    with files.scratch_dir(paths.root) as folder, ExitStack() as stack:
         got = fetch_rows(settings.app.url, token, wanted, folder, reporter)
-        with files.exclusive(paths.root):
-            with ExitStack() as stack:
-                full, train, val = (
-                    stack.enter_context(files.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
-                )
-                for source, part in ((got.train, train), (got.val, val)):
-                    for line in stack.enter_context(source.open("rb")) if source else ():
-                        full.write(line)
-                        part.write(line)
-            person = own.person or ""
-            done = Exported(
-                person, paths, got.train_rows, got.val_rows, dict(got.dropped), {}, {}, 0, None, (), (),
-                time.perf_counter() - started,
-            )  # fmt: skip
-            digests = {path.name: files.file_digest(path) for path in (paths.full, paths.train, paths.val)}
-            about = {"twin": __version__, "format": own.format, "sources": [settings.app.url], "via": "app"}
-            files.write_json(paths.report, done.as_json() | about | {"files": digests})
+        train, val = (stack.enter_context(part.open("rb")) if part else () for part in (got.train, got.val))
+        done = Exported(
+            own.person or "", paths, got.train_rows, got.val_rows, dict(got.dropped), {}, {}, 0, None, (), (),
+            time.perf_counter() - started,
+        )  # fmt: skip
+        about = {"twin": __version__, "format": own.format, "sources": [settings.app.url], "via": "app"}
+        rows.write_lines(train, val, paths, done.as_json() | about)
     return done
 
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, get_args
 
 from twin.dropped import Dropped
 
 Role = Literal["system", "user", "assistant"]
 Kind = Literal["chat", "memory", "fact", "journal", "example"]
-
+KINDS: tuple[Kind, ...] = get_args(Kind)
 
 ME = "\0me"  # the speaker of a person's own messages in exports that do not name them
 

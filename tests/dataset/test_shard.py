@@ -16,11 +16,11 @@ from twin import curate, dataset
 from twin.dataset import shard
 from twin.dataset.dedup import BANDS, flat
 from twin.dataset.redact import CLOSE, OPEN, Redactor
-from twin.dataset.shard import BEGINNING, KINDS, Job, Source, text_file
+from twin.dataset.shard import BEGINNING, Job, Source, text_file
 from twin.dataset.table import Table
 from twin.dropped import Dropped
 from twin.progress import Silent
-from twin.records import Conversation, Example, Held, Message, Turn
+from twin.records import KINDS, Conversation, Example, Held, Message, Turn
 from twin.settings import ExportSettings, load_settings
 
 BEGIN = datetime(2024, 1, 1, 9)

@@ -23,14 +23,14 @@ import numpy as np
 from twin.dataset import dedup, shard, split
 from twin.dataset.facts import fact_rows, journal_rows, memory_rows, response_rows
 from twin.dataset.private import Private
-from twin.dataset.shard import KINDS, Job, Shard, Source
+from twin.dataset.shard import Job, Shard, Source
 from twin.dataset.split import Closest
 from twin.dataset.system import prompt_of
 from twin.dataset.table import Rows, Table, shuffled, thinned
 from twin.dropped import Dropped
 from twin.errors import MachineError, StepError
 from twin.prompt import SystemPrompt, reworded
-from twin.records import Brain, Chats
+from twin.records import KINDS, Brain, Chats
 from twin.settings import ExportSettings
 
 _PART_BYTES = 8 << 20  # what one process takes at a time

@@ -14,7 +14,7 @@ _LINK_STARTS = ("http://", "https://", "www.")
 _LETTER_OR_SYMBOL = re.compile(r"[^\s.,;:!?'\"()\[\]{}<>/\\|_*~`^+=\-–—…]")
 MAX_MESSAGE = 20_000  # characters: a file sent as text, whoever sent it
 MAX_REPLY = 4000  # characters: what is longer was hardly typed into a chat
-_PASTED = 1500, 600  # characters of one message: without a link, with one
+MAX_TYPED, MAX_TYPED_WITH_LINK = 1500, 600  # characters of one message: what is longer was pasted
 
 
 @dataclass(slots=True)
@@ -79,8 +79,7 @@ def tidied(texts: Sequence[str]) -> list[str]:
 
 def pasted(text: str) -> bool:
     """Say whether one chat message is too long to have been typed there."""
-    without, with_link = _PASTED
-    return len(text) > with_link and (len(text) > without or "://" in text)
+    return len(text) > MAX_TYPED_WITH_LINK and (len(text) > MAX_TYPED or "://" in text)
 
 
 def reason_to_drop(prompt: str, reply: str, quality_filter: bool) -> str | None:

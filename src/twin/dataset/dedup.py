@@ -100,6 +100,17 @@ def first_of_each(row_keys: np.ndarray) -> np.ndarray:
     return first
 
 
+def new_values(ordered: np.ndarray) -> np.ndarray:
+    """Return where each run of equal values begins in a sorted array (shape: values, boolean)."""
+    return np.concatenate((np.ones(min(1, len(ordered)), bool), ordered[1:] != ordered[:-1]))
+
+
+def run_starts(new: np.ndarray) -> np.ndarray:
+    """Return for each place of a sorted array the place where its run of equal values begins (shape: values)."""
+    starts: np.ndarray = np.maximum.accumulate(np.where(new, np.arange(len(new)), 0))
+    return starts
+
+
 def candidates(bands: np.ndarray, alive: np.ndarray) -> np.ndarray:
     """Return pairs of rows that share a band (shape: pairs, 2; the earlier row first; sorted).
 
@@ -111,8 +122,8 @@ def candidates(bands: np.ndarray, alive: np.ndarray) -> np.ndarray:
         values = bands[rows, band]
         order = np.argsort(values, kind="stable")
         values, ordered = values[order], rows[order]
-        new = np.concatenate(([True], values[1:] != values[:-1]))
-        group_start = np.maximum.accumulate(np.where(new, np.arange(len(values)), 0))
+        new = new_values(values)
+        group_start = run_starts(new)
         inside = np.flatnonzero(~new)
         found.append(ordered[group_start[inside]] * len(alive) + ordered[inside])
         for back in range(1, _NEIGHBOURS + 1):
@@ -147,7 +158,7 @@ def _sorted_sets(texts: Sequence[str]) -> np.ndarray:
     hashes, starts = _hashes(texts)
     numbered = (hashes & ~_PAIR) | np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(starts))
     numbered.sort()
-    return numbered[np.concatenate(([True], numbered[1:] != numbered[:-1]))]
+    return numbered[new_values(numbered)]
 
 
 def near_duplicates(pairs: np.ndarray, similar: np.ndarray, rows: int) -> np.ndarray:

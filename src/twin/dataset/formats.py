@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from twin.errors import UsageError, file_errors
-from twin.records import Example, Role, Turn
+from twin.records import KINDS, Example, Role, Turn
 
 _SHAREGPT_ROLES: dict[str, Role] = {
     "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant", "system": "system",
@@ -164,7 +164,7 @@ def read_rows(path: Path) -> Iterator[Example]:
             if not any(turn.role == "user" for turn in turns):
                 raise UsageError(f"Line {number} of '{path}' has no reply to learn.", "Take it out, or export again.")
             row_id = row.get("id")
-            ours = isinstance(row_id, str) and row.get("kind") in ("chat", "memory", "fact", "journal", "example")
+            ours = isinstance(row_id, str) and row.get("kind") in KINDS
             yield Example(
                 id=row_id if ours else f"{path.name}:{number}",
                 conversation_id=str(row.get("conversation", row_id)) if ours else f"{path.name}:{number}",

@@ -239,7 +239,7 @@ def _ips(text: str) -> list[Found]:
     v6 = _IPV6.finditer(text) if text.count(":") > 1 else ()
     for match in (*v4, *v6):
         value = match[0]
-        if ":" in value and (value in ("::",) or sum(letter.isalnum() for letter in value) < 2):
+        if ":" in value and sum(letter.isalnum() for letter in value) < 2:
             continue
         try:
             address = ipaddress.ip_address(value)
@@ -296,8 +296,8 @@ def _in_run(run: str, regions: tuple[str, ...]) -> list[tuple[int, int, str]]:
     """
     if sum(map(str.isdecimal, run)) <= _MOST_DIGITS and (value := _phone(run, _known(run, regions))):
         return [(0, len(run), value)]
-    cuts = [0, *(match.start() + 1 for match in re.finditer(r"[ /]", run)), len(run) + 1]
-    for cut in reversed(cuts[1:-1]):
+    cuts = [match.end() for match in re.finditer(r"[ /]", run)]
+    for cut in reversed(cuts):
         part, rest = run[:cut].rstrip(" /"), run[cut:].lstrip(" /")
         digits = sum(map(str.isdecimal, part))
         if not part.startswith(("+", "0")) or not _FEWEST_DIGITS <= digits <= _MOST_DIGITS:

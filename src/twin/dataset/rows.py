@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, Self
 
 import orjson
 
@@ -25,7 +25,7 @@ from twin.runs import DatasetPaths
 from twin.settings import Settings
 
 _BATCH = 2000  # rows written at once
-_FLUSH_BYTES = 32 << 20
+_FLUSH_BYTES = 16 << 20
 
 
 def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, report: Mapping[str, Any]) -> None:
@@ -38,22 +38,81 @@ def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, re
         person: whose replies they are.
         report: what ``dataset.json`` says; the files' digests are added.
     """
+
+    def batches(rows: TableRows) -> Iterator[bytes]:
+        return rows.chatml() if format_name == "chatml" else _batches(rows, format_name, person)
+
+    write_lines(batches(built.train), batches(built.val), paths, report)
+
+
+def write_lines(train: Iterable[bytes], val: Iterable[bytes], paths: DatasetPaths, report: Mapping[str, Any]) -> None:
+    """Write lines of rows into the file of all and into their part's, then the report.
+
+    Args:
+        train: lines to learn from, some at a time.
+        val: held-out lines, some at a time.
+        paths: where they go.
+        report: what ``dataset.json`` says; the files' SHA-256 are added.
+    """
     with files.exclusive(paths.root):
         with ExitStack() as stack:
             full, train_file, val_file = (
                 stack.enter_context(files.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
             )
-            behind = stack.enter_context(ThreadPoolExecutor(1))
-            whole = _Digested(full, hashlib.sha256(), behind)
-            digests = {}
-            for rows, path, handle in ((built.train, paths.train, train_file), (built.val, paths.val, val_file)):
-                part = _Digested(handle, hashlib.sha256(), behind)
-                for batch in rows.chatml() if format_name == "chatml" else _batches(rows, format_name, person):
-                    part.write(batch)
-                    whole.write(batch)
-                digests[path.name] = part.digest.hexdigest()
-            digests[paths.full.name] = whole.digest.hexdigest()
+            behind = stack.enter_context(_Flusher())
+            whole, held_out = hashlib.sha256(), hashlib.sha256()
+            for batch in train:
+                behind.write(batch, train_file, full)
+                whole.update(batch)
+            digests = {paths.train.name: whole.hexdigest()}  # so far the two files are the same
+            for batch in val:
+                behind.write(batch, val_file, full)
+                whole.update(batch)
+                held_out.update(batch)
+            digests |= {paths.val.name: held_out.hexdigest(), paths.full.name: whole.hexdigest()}
         files.write_json(paths.report, {**report, "files": digests})
+
+
+class _Flusher:
+    """Brings files to the disk behind the writing, not after it.
+
+    Raises:
+        OSError: of a flush, at the next one or at the end.
+    """
+
+    def __init__(self) -> None:
+        self._thread = ThreadPoolExecutor(1)
+        self._last: Future[None] | None = None
+        self._waiting = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
+        self._thread.shutdown()
+        if kind is None:
+            self._wait()
+
+    def write(self, batch: bytes, *handles: IO[bytes]) -> None:
+        """Write to each file, and now and then have them flushed."""
+        for handle in handles:
+            handle.write(batch)
+        self._waiting += len(batch)
+        if self._waiting > _FLUSH_BYTES and (self._last is None or self._last.done()):
+            self._wait()
+            for handle in handles:
+                handle.flush()
+            self._last = self._thread.submit(_sync, [handle.fileno() for handle in handles])
+            self._waiting = 0
+
+    def _wait(self) -> None:
+        if self._last:
+            self._last.result()
+
+
+def _sync(handles: Sequence[int]) -> None:
+    for handle in handles:
+        os.fsync(handle)
 
 
 def write_reserved(memories: Sequence[Memory], paths: DatasetPaths) -> None:
@@ -62,24 +121,6 @@ def write_reserved(memories: Sequence[Memory], paths: DatasetPaths) -> None:
         for one in memories:
             row = {"id": one.id, "memory": one.text, "category": one.category, "importance": one.importance}
             handle.write(orjson.dumps(row) + b"\n")
-
-
-class _Digested:
-    """A file that is hashed while it is written, and brought to the disk behind the writing, not after it."""
-
-    def __init__(self, handle: IO[bytes], digest: Any, behind: ThreadPoolExecutor) -> None:
-        self._handle, self.digest, self._behind = handle, digest, behind
-        self._waiting = 0
-
-    def write(self, batch: bytes) -> None:
-        """Write, hash, and now and then flush."""
-        self._handle.write(batch)
-        self.digest.update(batch)
-        self._waiting += len(batch)
-        if self._waiting > _FLUSH_BYTES:
-            self._handle.flush()
-            self._behind.submit(os.fsync, self._handle.fileno())
-            self._waiting = 0
 
 
 def _batches(rows: TableRows, format_name: str, person: str) -> Iterator[bytes]:

@@ -16,17 +16,16 @@ import numpy as np
 import orjson
 
 from twin.dataset import dedup
-from twin.dataset.clean import MAX_MESSAGE, Habits, pasted, reason_to_drop, tidied
+from twin.dataset.clean import MAX_MESSAGE, MAX_TYPED_WITH_LINK, Habits, pasted, reason_to_drop, tidied
 from twin.dataset.redact import CLOSE, LOCAL, OPEN, Redactor
 from twin.dataset.secrets import holds_key, holds_seed_phrase, tells_password
 from twin.dataset.suspects import suspects
-from twin.dataset.window import Session, context, seconds, sessions, turns_of
+from twin.dataset.window import SaidTurn, Session, context, seconds, sessions, turns_of
 from twin.dropped import Dropped
 from twin.errors import file_errors
-from twin.records import Chats, Conversation, Example, Kind, Message
+from twin.records import KINDS, Chats, Conversation, Example, Message
 from twin.settings import ExportSettings
 
-KINDS: tuple[Kind, ...] = ("chat", "memory", "fact", "journal", "example")
 BEGINNING = b'{"messages":['
 QUOTED = 60  # characters of a line that is the same only where somebody quotes or forwards it
 SHORT_REPLY = 40  # characters: what is longer is not said often
@@ -164,7 +163,7 @@ class _Writer:
             self._hide(texts, piece)
             if settings.quality_filter:
                 for number, text in enumerate(texts):
-                    if len(text) > 600 and piece.messages[number].speaker == person and pasted(text):
+                    if len(text) > MAX_TYPED_WITH_LINK and piece.messages[number].speaker == person and pasted(text):
                         self._drop("pasted text", text, piece.id)
                         texts[number] = ""
             names = {speaker: self._called(speaker) for speaker in {one.speaker for one in piece.messages}}
@@ -255,11 +254,10 @@ class _Writer:
         self._sessions.append((session_id, float("nan") if at is None else at, other))
         return len(self._sessions) - 1
 
-    def _quote(self, turns: Sequence[object], session: int) -> None:
+    def _quote(self, turns: Sequence[SaidTurn], session: int) -> None:
         for turn in turns:
-            content: str = turn.content  # type: ignore[attr-defined]
-            if len(content) >= QUOTED:
-                for line in content.split("\n"):
+            if len(turn.content) >= QUOTED:
+                for line in turn.content.split("\n"):
                     if len(line) >= QUOTED:
                         self._quotes.append(dedup.flat(line.lstrip("> ")))
                         self._quote_session.append(session)

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from twin.dataset.dedup import new_values, run_starts
 from twin.errors import GateError
 from twin.settings import ExportSettings
 
@@ -46,12 +47,9 @@ def groups(sessions: int, pairs: Sequence[tuple[int, int]]) -> dict[int, list[in
 
 def same_lines(keys: np.ndarray, sessions: np.ndarray) -> list[tuple[int, int]]:
     """Return pairs of sessions in which one long line is said: each with the first that says it."""
-    if not len(keys):
-        return []
     order = np.lexsort((sessions, keys))
     keys, sessions = keys[order], sessions[order]
-    new = np.concatenate(([True], keys[1:] != keys[:-1]))
-    first = sessions[np.maximum.accumulate(np.where(new, np.arange(len(keys)), 0))]
+    first = sessions[run_starts(new_values(keys))]
     apart = first != sessions
     return list({*zip(first[apart].tolist(), sessions[apart].tolist(), strict=True)})
 
