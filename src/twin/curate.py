@@ -10,7 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from importlib.util import find_spec
@@ -209,14 +209,14 @@ def _export_from_app(settings: Settings, reporter: Reporter, ask: Ask | None) ->
     own, paths = settings.export, DatasetPaths(settings.export.output)
     token = find_token(os.environ, settings.app.token_file, ask)
     wanted = ExportAsk(own.format, own.include_system, own.deduplicate, own.quality_filter, own.validation_split)
-    with files.scratch_dir(paths.root) as folder, ExitStack() as stack:
+    with files.scratch_dir(paths.root) as folder:
         got = fetch_rows(settings.app.url, token, wanted, folder, reporter)
-        train, val = (stack.enter_context(part.open("rb")) if part else () for part in (got.train, got.val))
         done = Exported(
             own.person or "", paths, got.train_rows, got.val_rows, dict(got.dropped), {}, {}, 0, None, (), (),
             time.perf_counter() - started,
         )  # fmt: skip
         about = {"twin": __version__, "format": own.format, "sources": [settings.app.url], "via": "app"}
+        train, val = (files.blocks(part) if part else () for part in (got.train, got.val))
         rows.write_lines(train, val, paths, done.as_json() | about)
     return done
 

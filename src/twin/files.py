@@ -127,6 +127,13 @@ def exclusive(folder: Path, what: str = "step") -> Iterator[None]:
         lock.release()  # The file stays: removing it would let a third process lock another file of that name.
 
 
+def blocks(path: Path) -> Iterator[bytes]:
+    """Yield the bytes of a file, a megabyte at a time."""
+    with file_errors(path, "read"), path.open("rb") as handle:
+        while block := handle.read(1 << 20):
+            yield block
+
+
 def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file, in hexadecimal."""
     with file_errors(path, "read"), path.open("rb") as handle:

@@ -52,7 +52,7 @@ def test_the_rows_of_all_parts_are_numbered_through():
     assert found.session_times.tolist() == [AT.timestamp()] * 5
     assert found.kinds.tolist() == [0] * 5
     assert found.lengths.tolist() == [len(text) for text in found.texts(np.arange(5))]
-    assert list(found.texts(np.array([4, 0]))) == ["late so late", "tea? always"]
+    assert found.texts(np.array([4, 0])) == ["late so late", "tea? always"]
     assert found.replies.tolist() == [0, 1, 0, -1, 2]  # the same short reply has one number in every part
     assert found.quoted[1].tolist() == [3]
     assert found.example(3) == Example(
@@ -64,7 +64,7 @@ def test_the_rows_of_all_parts_are_numbered_through():
 def test_a_table_without_rows():
     found = table([], [])
     assert found.rows == 0
-    assert list(found.lines(np.empty(0, np.int64))) == list(found.texts(np.empty(0, np.int64))) == []
+    assert found.lines(np.empty(0, np.int64)) == found.texts(np.empty(0, np.int64)) == []
     assert found.replies.tolist() == found.session.tolist() == []
 
 
@@ -80,7 +80,7 @@ def test_every_row_is_found_in_any_order(parts, chance):
     assert found.rows == len(own)
     order = list(range(found.rows))
     chance.shuffle(order)
-    assert list(found.lines(np.array(order, np.int64))) == [own[row] + b"\n" for row in order]
+    assert found.lines(np.array(order, np.int64)) == [own[row] + b"\n" for row in order]
     records = list(found.records(np.array(order, np.int64)))
     assert [record["id"] for record in records] == [found.example(row).id for row in order]
     for row, record, text in zip(order, records, found.texts(np.array(order, np.int64)), strict=True):

@@ -227,7 +227,7 @@ def _similarities(table: Table, pairs: np.ndarray) -> np.ndarray:
     done = [np.empty(0)]
     for begin in range(0, len(pairs), _PAIRS_AT_ONCE):
         some = pairs[begin : begin + _PAIRS_AT_ONCE]
-        done.append(dedup.similarities(*(list(table.texts(some[:, side])) for side in (0, 1))))
+        done.append(dedup.similarities(*(table.texts(some[:, side]) for side in (0, 1))))
     return np.concatenate(done)
 
 

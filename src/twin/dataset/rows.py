@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -25,6 +25,7 @@ from twin.runs import DatasetPaths
 from twin.settings import Settings
 
 _BATCH = 2000  # rows written at once
+_WAITING_BATCHES = 4
 _FLUSH_BYTES = 16 << 20
 
 
@@ -59,55 +60,58 @@ def write_lines(train: Iterable[bytes], val: Iterable[bytes], paths: DatasetPath
             full, train_file, val_file = (
                 stack.enter_context(files.atomic_write(path)) for path in (paths.full, paths.train, paths.val)
             )
-            behind = stack.enter_context(_Flusher())
             whole, held_out = hashlib.sha256(), hashlib.sha256()
-            for batch in train:
-                behind.write(batch, train_file, full)
-                whole.update(batch)
+            with _Behind() as behind:
+                for batch in train:
+                    behind.write(batch, (train_file, full), (whole,))
             digests = {paths.train.name: whole.hexdigest()}  # so far the two files are the same
-            for batch in val:
-                behind.write(batch, val_file, full)
-                whole.update(batch)
-                held_out.update(batch)
+            with _Behind() as behind:
+                for batch in val:
+                    behind.write(batch, (val_file, full), (whole, held_out))
             digests |= {paths.val.name: held_out.hexdigest(), paths.full.name: whole.hexdigest()}
         files.write_json(paths.report, {**report, "files": digests})
 
 
-class _Flusher:
-    """Brings files to the disk behind the writing, not after it.
+class _Behind:
+    """Writes, hashes and flushes in threads of its own, while the next rows are made; at the end all is written.
 
     Raises:
-        OSError: of a flush, at the next one or at the end.
+        OSError: of an earlier write or flush.
     """
 
     def __init__(self) -> None:
-        self._thread = ThreadPoolExecutor(1)
-        self._last: Future[None] | None = None
-        self._waiting = 0
+        self._writer, self._flusher = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
+        self._writes: deque[Future[None]] = deque()
+        self._flush: Future[None] | None = None
+        self._unflushed = 0
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *rest: object) -> None:
-        self._thread.shutdown()
+        self._writer.shutdown(cancel_futures=kind is not None)
+        self._flusher.shutdown()
         if kind is None:
-            self._wait()
+            for one in (*self._writes, *filter(None, (self._flush,))):
+                one.result()
 
-    def write(self, batch: bytes, *handles: IO[bytes]) -> None:
-        """Write to each file, and now and then have them flushed."""
+    def write(self, batch: bytes, handles: Sequence[IO[bytes]], digests: Sequence[Any]) -> None:
+        """Add lines to each file and to each hash."""
+        if len(self._writes) >= _WAITING_BATCHES:
+            self._writes.popleft().result()
+        self._writes.append(self._writer.submit(self._write, batch, handles, digests))
+
+    def _write(self, batch: bytes, handles: Sequence[IO[bytes]], digests: Sequence[Any]) -> None:
         for handle in handles:
             handle.write(batch)
-        self._waiting += len(batch)
-        if self._waiting > _FLUSH_BYTES and (self._last is None or self._last.done()):
-            self._wait()
-            for handle in handles:
-                handle.flush()
-            self._last = self._thread.submit(_sync, [handle.fileno() for handle in handles])
-            self._waiting = 0
-
-    def _wait(self) -> None:
-        if self._last:
-            self._last.result()
+        for digest in digests:
+            digest.update(batch)
+        self._unflushed += len(batch)
+        if self._unflushed > _FLUSH_BYTES and (self._flush is None or self._flush.done()):
+            if self._flush:
+                self._flush.result()
+            self._flush = self._flusher.submit(_sync, [handle.fileno() for handle in handles])
+            self._unflushed = 0
 
 
 def _sync(handles: Sequence[int]) -> None:

@@ -7,6 +7,8 @@ import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
+from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, overload
 
@@ -72,23 +74,29 @@ class Table:
         """Close the parts' files."""
         self._files.close()
 
-    def _read(self, handles: Sequence[int], offsets: np.ndarray, rows: np.ndarray) -> Iterator[tuple[int, bytes]]:
-        """Yield for each row the number of its part and its bytes in the part's file."""
-        numbers = np.searchsorted(self._first, rows, side="right") - 1
-        places = rows + numbers  # each part has one offset more than rows
-        begins, ends = offsets[places], offsets[places + 1]
-        for number, begin, end in zip(numbers.tolist(), begins.tolist(), ends.tolist(), strict=True):
-            yield number, _read_at(handles[number], end - begin, begin)
+    def _read(self, handles: Sequence[int], offsets: np.ndarray, rows: np.ndarray) -> tuple[list[int], list[bytes]]:
+        """Return for each row the number of its part, and its bytes in the part's file."""
+        parts = np.searchsorted(self._first, rows, side="right") - 1
+        places = rows + parts  # each part has one offset more than rows
+        begins = offsets[places]
+        sizes = (offsets[places + 1] - begins).tolist()
+        numbers = parts.tolist()
+        where = zip(numbers, sizes, begins.tolist(), strict=True)
+        return numbers, [_read_at(handles[number], size, begin) for number, size, begin in where]
 
-    def lines(self, rows: np.ndarray) -> Iterator[bytes]:
-        """Yield rows as ChatML JSON lines without their beginning, ``{"messages":[``."""
-        for number, data in self._read(self._handles, self._offsets, rows):
-            yield numbered(data, self._numbers[number]) if _OPEN in data else data
+    def lines(self, rows: np.ndarray) -> list[bytes]:
+        """Return rows as ChatML JSON lines without their beginning, ``{"messages":[``."""
+        numbers, lines = self._read(self._handles, self._offsets, rows)
+        for place, line in enumerate(lines):
+            if _OPEN in line:
+                lines[place] = numbered(line, self._numbers[numbers[place]])
+        return lines
 
     def records(self, rows: np.ndarray) -> Iterator[dict[str, Any]]:
         """Yield rows as JSON objects in ChatML."""
-        for line in self.lines(rows):
-            yield orjson.loads(BEGINNING + line)
+        for begin in range(0, len(rows), _BATCH):
+            for line in self.lines(rows[begin : begin + _BATCH]):
+                yield orjson.loads(BEGINNING + line)
 
     def example(self, row: int, system: str = "") -> Example:
         """Return a row as a record."""
@@ -102,17 +110,17 @@ class Table:
         head = [Turn("system", system)] if system else []
         return Example(data["id"], data["conversation"], data["kind"], (*head, *turns), other)
 
-    def texts(self, rows: np.ndarray) -> Iterator[str]:
-        """Yield rows' last prompts and replies, flat, as duplicates are looked for."""
-        for _, data in self._read(self._text_handles, self._text_offsets, rows):
-            yield data.decode()
+    def texts(self, rows: np.ndarray) -> list[str]:
+        """Return rows' last prompts and replies, flat, as duplicates are looked for."""
+        return [text.decode() for text in self._read(self._text_handles, self._text_offsets, rows)[1]]
 
 
-def _read_at(handle: int, size: int, place: int) -> bytes:
-    if hasattr(os, "pread"):
-        return os.pread(handle, size, place)
-    os.lseek(handle, place, os.SEEK_SET)  # Windows
+def _lseek_and_read(handle: int, size: int, place: int) -> bytes:
+    os.lseek(handle, place, os.SEEK_SET)
     return os.read(handle, size)
+
+
+_read_at: Callable[[int, int, int], bytes] = getattr(os, "pread", _lseek_and_read)  # Windows has no pread
 
 
 def _joined(parts: list[np.ndarray], kind: type) -> np.ndarray:
@@ -164,18 +172,17 @@ class Rows(Sequence[Example]):
 
     def chatml(self) -> Iterator[bytes]:
         """Yield the rows as lines of ChatML, some thousand at a time, without making records of them."""
-        beginnings: dict[str, bytes] = {"": BEGINNING}
+        beginning_of = cache(self._beginning)
         for first in range(0, len(self.order), _BATCH):
             order = self.order[first : first + _BATCH]
-            parts: list[bytes] = []
-            for line, session in zip(self.table.lines(order), self.table.session[order].tolist(), strict=True):
-                prompt = self.system_of(session)
-                beginning = beginnings.get(prompt)
-                if beginning is None:
-                    turn = orjson.dumps({"role": "system", "content": prompt})
-                    beginning = beginnings[prompt] = b"%b%b," % (BEGINNING, turn)
-                parts += (beginning, line)
-            yield b"".join(parts)
+            sessions = self.table.session[order].tolist()
+            beginnings = map(beginning_of, sessions)
+            yield b"".join(chain.from_iterable(zip(beginnings, self.table.lines(order), strict=True)))
+
+    def _beginning(self, session: int) -> bytes:
+        """Return what stands before the first turn of a session's rows."""
+        prompt = self.system_of(session)
+        return b"%b%b," % (BEGINNING, orjson.dumps({"role": "system", "content": prompt})) if prompt else BEGINNING
 
 
 def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:
