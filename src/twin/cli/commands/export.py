@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from twin.cli import options
 from twin.cli.console import Output, few_reasons
 from twin.errors import UsageError
+
+if TYPE_CHECKING:
+    from twin.results import Exported
 
 NAME = "export"
 HELP = """Turn exports of your chats, memories and journals into a dataset.
@@ -90,6 +93,14 @@ def command(
     )  # fmt: skip
     meant: Any = via or ("brain" if url else None)
     done = curate.export(sources or [], settings, out.reporter(), dry_run, meant, options.hidden_prompt())
+    out.result(done.as_json(), _lines(done, dry_run))
+    if not dry_run:
+        data = "" if str(done.paths.root) == "data" else f" --dataset {done.paths.train}"
+        out.hint(f"twin preview, or twin train --preset {settings.train.preset}{data}")
+
+
+def _lines(done: Exported, dry_run: bool) -> list[str]:
+    """Return what a person reads of an export."""
     whose = f" from {done.person}" if done.person else ""
     lines = [f"{done.train} rows to learn{whose}, {done.val} held out"]
     lines += [f"  left out: {count} ({reason})" for reason, count in few_reasons(done.dropped)]
@@ -106,7 +117,4 @@ def command(
         lines.append("Nothing was written (--dry-run).")
     else:
         lines += [f"  {path}" for path in (done.paths.full, done.paths.train, done.paths.val, done.paths.report)]
-    out.result(done.as_json(), lines)
-    if not dry_run:
-        data = "" if str(done.paths.root) == "data" else f" --dataset {done.paths.train}"
-        out.hint(f"twin preview, or twin train --preset {settings.train.preset}{data}")
+    return lines
