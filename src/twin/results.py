@@ -22,7 +22,7 @@ class Exported:
         kinds: the rows kept, by where they come from.
         redacted: private values replaced, by kind.
         reserved: memories kept out of everything, for evaluation.
-        closest: Jaccard similarity of the closest pair of rows across the split; None: none is even half alike.
+        closest: Jaccard similarity of the closest pair of rows across the split; None: none was found alike.
         closest_rows: the ids of that pair, the training row first.
         problems: sentences about input that could be used in part or not at all.
         seconds: how long it took.

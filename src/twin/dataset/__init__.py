@@ -50,7 +50,7 @@ class Dataset:
         dropped: what was left out, by reason.
         kinds: how many rows were kept, by where they come from.
         redacted: how many private values were replaced, by kind.
-        closest: the closest pair across the split; None: nothing is even half alike.
+        closest: the closest pair across the split; None: none was found alike.
         sources: of each document its speakers and its span of time.
     """
 

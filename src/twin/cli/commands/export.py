@@ -93,22 +93,28 @@ def command(
     )  # fmt: skip
     meant: Any = via or ("brain" if url else None)
     done = curate.export(sources or [], settings, out.reporter(), dry_run, meant, options.hidden_prompt())
-    out.result(done.as_json(), _lines(done, dry_run))
+    out.result(done.as_json(), _lines(done, dry_run, compared=via != "app"))
     if not dry_run:
         data = "" if str(done.paths.root) == "data" else f" --dataset {done.paths.train}"
         out.hint(f"twin preview, or twin train --preset {settings.train.preset}{data}")
 
 
-def _lines(done: Exported, dry_run: bool) -> list[str]:
-    """Return what a person reads of an export."""
+def _lines(done: Exported, dry_run: bool, compared: bool = True) -> list[str]:
+    """Return what a person reads of an export.
+
+    Args:
+        done: what was exported.
+        dry_run: nothing was written.
+        compared: rows were compared across the split; nobody did that with the app's own.
+    """
     whose = f" from {done.person}" if done.person else ""
     lines = [f"{done.train} rows to learn{whose}, {done.val} held out"]
     lines += [f"  left out: {count} ({reason})" for reason, count in few_reasons(done.dropped)]
     if done.redacted:
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(done.redacted.items()))
         lines.append(f"  replaced by placeholders: {kinds}")
-    if done.val:
-        alike = f"{done.closest:.2f} alike (1 is the same)" if done.closest is not None else "not even half alike"
+    if done.val and compared:
+        alike = f"{done.closest:.2f} alike (1 is the same)" if done.closest is not None else "none found alike"
         lines.append(f"  closest pair across the split: {alike}")
         lines += [f"    {row}" for row in done.closest_rows]
     if done.train < _FEW_ROWS:
