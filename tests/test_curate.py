@@ -12,6 +12,7 @@ import orjson
 import pytest
 
 from twin import curate, files, runs
+from twin.brain.forgotten import Tombstone
 from twin.errors import StepError, UsageError
 from twin.progress import Silent
 from twin.settings import load_settings
@@ -224,6 +225,15 @@ def test_what_cannot_be_forgotten(chat, what, message):
     assert not Path("forgotten.json").exists()
 
 
+def test_counting_what_would_be_hidden_leaves_nothing_out_again(chat):
+    with chat.open("a") as handle:
+        handle.write("21/01/2024, 10:00 - Bo: <Media omitted>\n")
+    brain = curate.read_brain([], load_settings(export={"person": "Ada"}), Silent())
+    before = brain.dropped.counts.copy()
+    assert curate._hidden(brain, Tombstone("Bo"))["messages"] == 20
+    assert brain.dropped.counts == before
+
+
 # ---------------------------------------------------------------- look
 
 
@@ -263,6 +273,19 @@ def test_preview_lists_what_was_left_out(chat):
 
 
 # ---------------------------------------------------------------- the app
+
+
+def test_conversations_are_served_as_they_were_said_and_the_rest_without_secrets(chat):
+    with chat.open("a") as handle:
+        handle.write("21/01/2024, 10:00 - Bo: wifi?\n21/01/2024, 10:01 - Ada: my password is Kal1mba!\n")
+    secret = {"memory": "my password is Kal1mba!", "category": "core", "importance": 0.9}
+    mail = {"memory": "Ada writes to ada@example.org every day", "category": "core", "importance": 0.9}
+    files.write_json(Path("brain/core_memories.json"), {"memories": [secret, mail]})
+    source = curate.app_source([], load_settings(export={"person": "Ada"}), Silent())
+    said = [message.text for one in source.conversations() for message in one.messages]
+    assert "my password is Kal1mba!" in said  # the other end's export leaves it out
+    assert [memory.text for memory in source.memories] == ["Ada writes to [email 1] every day"]
+    assert "Kal1mba" not in str(source.preview("chatml", 1000))
 
 
 @pytest.fixture

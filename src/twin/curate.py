@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from twin import __version__, files, prompt, runs
+from twin.dropped import Dropped
 from twin.errors import MachineError, StepError, UsageError, nearest
 from twin.progress import Reporter
 from twin.prompt import SystemPrompt
@@ -364,7 +365,7 @@ def _hidden(brain: Brain, stone: Tombstone) -> dict[str, int]:
         stone.hits_time(message.at) and (not stone.person or key(message.speaker) == key(stone.person))
         for chats in brain.chats
         if stone.hits_source(chats.name)
-        for conversation in chats.read(brain.dropped)
+        for conversation in chats.read(Dropped())  # read again: what the brain left out is counted already
         for message in conversation.messages
     )
     others: list[Memory | JournalEntry] = [] if stone.person else [*brain.memories, *brain.journals]
@@ -441,7 +442,17 @@ def serve_token(settings: Settings) -> str:
 
 
 def app_source(sources: Sequence[Path], settings: Settings, reporter: Reporter) -> BrainSource:
-    """Return a brain as the server wants it, private values and secrets taken out as in an export."""
+    """Return a brain as the server wants it.
+
+    Rows, memories and the profile are without secrets and private values, as in an export. Conversations are as they
+    were said, like the app's own: ``twin export --via brain`` at the other end filters and redacts them by its own
+    settings, and counts what it leaves out; neither would work on words that were taken out here.
+
+    Args:
+        sources: files and folders; empty: ``./brain``.
+        settings: its ``export`` section.
+        reporter: told of progress.
+    """
     from twin.app.source import BrainSource, ExportedFiles
     from twin.dataset.formats import WRITERS
     from twin.dataset.private import Private

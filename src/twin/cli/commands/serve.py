@@ -15,6 +15,9 @@ HELP = """Serve the app's export API on your own brain, for an admin's token.
 It listens on this machine alone unless --host names another address. Its tokens are signed with TWIN_SERVE_SECRET, or
 with what stands in an owner-only file (secret_file in [serve] of twin.toml). Ctrl-C stops it.
 
+Rows, memories and the profile are served as an export makes them, without secrets and private values. The brain itself
+(/api/training/export) holds your conversations as they were said: whoever has a token can read them.
+
 Examples:
 
   twin serve --token
