@@ -104,6 +104,12 @@ def test_a_broken_file_is_told_and_the_rest_used(chat):
     ]
 
 
+def test_a_source_that_the_report_could_not_name(chat):
+    with pytest.raises(UsageError, match="is no name in UTF-8"):
+        export([Path("br\udcffain")], person="Ada")
+    assert not Path("data").exists()
+
+
 def test_a_dry_run_writes_nothing(chat):
     before = sorted(Path().rglob("*"))
     done = curate.export([], load_settings(export={"person": "Ada"}), Silent(), dry_run=True)

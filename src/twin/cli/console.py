@@ -147,7 +147,9 @@ class Output:
     def error(self, error: TwinError) -> None:
         """Print what went wrong: a sentence and a hint, or the object."""
         if self.json:
-            self._json({"error": error.message, "hint": error.hint, "exit_code": error.exit_code})
+            said = {"error": error.message, "hint": error.hint}  # a file's name in it may be no Unicode
+            whole = {key: text.encode("utf-8", "replace").decode() for key, text in said.items()}
+            self._json({**whole, "exit_code": error.exit_code})
             return
         console = stderr_console()
         console.print(printable(f"Error: {error.message}"), markup=False, style="bold red")
