@@ -213,6 +213,50 @@ def test_a_dry_run_of_forgetting_hides_nothing(chat):
     assert {path: path.read_bytes() for path in Path().rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("sources", ["brain", {"brain": 1}, 5, [5], ["bra\0in"]])
+def test_a_report_whose_sources_are_none(chat, sources):
+    export(person="Ada")
+    report = Path("data/dataset.json")
+    files.write_json(report, files.read_json(report) | {"sources": sources})
+    with pytest.raises(UsageError) as caught:
+        forget(person="Bo")
+    assert caught.value.message == "'sources' in 'data/dataset.json' is no list of paths."
+    assert not Path("forgotten.json").exists()
+
+
+@pytest.mark.parametrize("settings", [["person"], {"person": "Ada", "colour": "red"}])
+def test_a_report_whose_settings_are_none_is_told(chat, settings):
+    export(person="Ada")
+    report = Path("data/dataset.json")
+    files.write_json(report, files.read_json(report) | {"settings": settings})
+    listener = Listener()
+    done = curate.forget(load_settings(export={"person": "Ada"}), listener, person="Bo")
+    assert done.exported.train
+    assert listener.said[0].startswith("'settings' in 'data/dataset.json' are none of this version's")
+
+
+ODD_SOURCES = [
+    "Ada", [], {}, {"people": "Bo"}, {"people": {"Bo": 1}}, {"people": ["x"], "first": "yesterday"},
+    {"people": ["x"], "first": 2024},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("about", ODD_SOURCES, ids=str)
+def test_a_run_whose_record_does_not_tell_is_named_as_one_that_may_have_learned(chat, about):
+    export(person="Ada")
+    for name, source in [("odd", "chat.txt"), ("other", "else.txt")]:
+        files.write_json(a_run(name).record, {"provenance": {source: about}})
+    done = forget(source="chat.txt", before=datetime(2024, 1, 11), dry_run=True)
+    assert [(run["adapter"], run["certain"]) for run in done.made] == [("adapters/odd", False)]
+
+
+def test_times_with_and_without_a_zone_are_compared(chat):
+    export(person="Ada")
+    about = {"people": [], "first": "2024-01-01T10:00:00+02:00"}
+    files.write_json(a_run("zoned").record, {"provenance": {"chat.txt": about}})
+    assert forget(before=datetime(2024, 1, 11), dry_run=True).made[0]["certain"]
+
+
 @pytest.mark.parametrize(
     ("what", "message"),
     [

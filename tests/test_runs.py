@@ -150,3 +150,11 @@ def test_a_gguf_is_current_only_as_it_was_made():
     file.write_bytes(b"new model")
     paths.adapter_weights.write_bytes(b"x")
     assert not gguf_is_current(paths, "q8_0")
+
+
+@pytest.mark.parametrize("models", [5, "mine", [5], [{"model": "mine"}], [{"model": 1, "host": "h"}]])
+def test_a_list_of_models_that_is_none(models):
+    paths = runs.run_paths("mine")
+    write_json(paths.models, {"models": models})
+    with pytest.raises(UsageError, match=r"^'adapters/mine/models\.json' is no list of models\.$"):
+        runs.registered_models(paths)

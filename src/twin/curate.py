@@ -316,10 +316,13 @@ def forget(
         raise UsageError("Nothing is named.", "Say what to forget: twin forget PERSON, --source NAME or --before DATE")
     report = DatasetPaths(settings.export.output).report
     last = files.read_json(report) if report.exists() else {}
-    settings = _as_exported(settings, last)
-    if any("://" in one for one in last.get("sources", [])):
+    called = last.get("sources", [])
+    if not (isinstance(called, list) and all(isinstance(one, str) and "\0" not in one for one in called)):
+        raise UsageError(f"'sources' in '{report}' is no list of paths.", "Make it again: twin export")
+    if any("://" in one for one in called):
         raise UsageError("The last export came from the app, which keeps its own brain.", "Forget it in the app.")
-    sources = [Path(one) for one in last.get("sources", [])]
+    settings = _as_exported(settings, last, report, reporter)
+    sources = [Path(one) for one in called]
     brain = read_brain(sources, settings, reporter)
     named = Identity(settings.people).resolve(person) if person else ""
     if key(named) == key(brain.person):
@@ -349,14 +352,15 @@ def forget(
     return Forgot(str(stone), hidden["messages"], hidden["others"], exported, made)
 
 
-def _as_exported(settings: Settings, last: dict[str, Any]) -> Settings:
+def _as_exported(settings: Settings, last: dict[str, Any], report: Path, reporter: Reporter) -> Settings:
     """Return the settings with the export section of the last export, whose flags would be forgotten else."""
     own = last.get("settings")
-    if not isinstance(own, dict):
+    if own is None:
         return settings
     try:
         return settings.model_copy(update={"export": type(settings.export).model_validate(own)})
     except ValueError:
+        reporter.say(f"'settings' in '{report}' are none of this version's: what is in force now is taken instead.")
         return settings
 
 
@@ -384,26 +388,31 @@ def _made_from(stone: Tombstone) -> tuple[dict[str, Any], ...]:
     for paths in runs.all_runs():
         record = files.read_json(paths.record) if paths.record.exists() else {}
         provenance = record.get("provenance")
-        known = isinstance(provenance, dict)
-        if isinstance(provenance, dict) and not any(_learned(stone, *one) for one in provenance.items()):
-            continue
-        found.append(
-            {
-                "adapter": str(paths.root),
-                "gguf": [str(path) for path in sorted(paths.root.glob("*.gguf"))],
-                "models": runs.registered_models(paths),
-                "certain": known,
-            }
-        )
+        learned = [_learned(stone, *one) for one in provenance.items()] if isinstance(provenance, dict) else [None]
+        if any(one is not False for one in learned):
+            found.append(
+                {
+                    "adapter": str(paths.root),
+                    "gguf": [str(path) for path in sorted(paths.root.glob("*.gguf"))],
+                    "models": runs.registered_models(paths),
+                    "certain": True in learned,
+                }
+            )
     return tuple(found)
 
 
-def _learned(stone: Tombstone, name: str, about: dict[str, Any]) -> bool:
-    """Say whether a source that a run learned from holds something of what is gone."""
-    people = set(about.get("people", []))
-    first = datetime.fromisoformat(about["first"]) if about.get("first") else None
+def _learned(stone: Tombstone, name: str, about: Any) -> bool | None:
+    """Say whether a source that a run learned from holds something of what is gone; None: the record doesn't tell."""
+    if not stone.hits_source(name):
+        return False
+    if not isinstance(about, dict) or not isinstance(about.get("people"), list):
+        return None
+    try:
+        first = datetime.fromisoformat(about["first"]).replace(tzinfo=None) if about.get("first") else None
+    except (TypeError, ValueError):
+        return None
     early = stone.before is None or first is None or first < stone.before
-    return stone.hits_source(name) and early and (not stone.person or files.name_digest(stone.person) in people)
+    return early and (not stone.person or files.name_digest(stone.person) in about["people"])
 
 
 # ---------------------------------------------------------------- serving

@@ -162,8 +162,18 @@ def remember_model(paths: RunPaths, model: str, host: str) -> None:
 
 
 def registered_models(paths: RunPaths) -> list[dict[str, str]]:
-    """Return the models that were registered from a run; they may have been removed since."""
-    return list(read_json(paths.models).get("models", [])) if paths.models.exists() else []
+    """Return the models that were registered from a run; they may have been removed since.
+
+    Raises:
+        UsageError: the file was changed to something else.
+    """
+    models = read_json(paths.models).get("models", []) if paths.models.exists() else []
+    named = isinstance(models, list) and all(
+        isinstance(one, dict) and all(isinstance(one.get(key), str) for key in ("model", "host")) for one in models
+    )
+    if not named:
+        raise UsageError(f"'{paths.models}' is no list of models.", "Mend it, or remove it: ollama list names them.")
+    return models
 
 
 def all_runs(root: Path = Path("adapters")) -> list[RunPaths]:
