@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ def test_exit_codes_are_the_contract():
     codes = {kind.__name__: kind.exit_code for kind in (UsageError, MachineError, StepError, GateError)}
     assert codes == {"UsageError": 2, "MachineError": 3, "StepError": 4, "GateError": 5}
     assert (errors.EXIT_OK, errors.EXIT_BUG, errors.EXIT_INTERRUPTED) == (0, 1, 130)
+    assert errors.EXIT_TERMINATED == 128 + signal.SIGTERM
 
 
 def test_an_error_is_a_sentence_and_a_hint():

@@ -31,7 +31,7 @@ app = typer.Typer(
     "twin export, twin train, twin gguf, twin register: or all of them with twin run NAME. "
     "Nothing leaves this machine. Try it on an invented person: twin demo",
     epilog="Exit codes: 0 done, 1 a bug, 2 usage or settings, 3 the machine lacks something, 4 the step failed, "
-    "5 a check refused, 130 interrupted.",
+    "5 a check refused, 130 interrupted, 143 ended by SIGTERM.",
 )
 for module in (demo, run, stats, preview, export, train, gguf, register, chat, forget, serve):
     app.command(name=module.NAME, help=module.HELP)(module.command)

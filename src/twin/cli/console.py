@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
-from twin.errors import EXIT_INTERRUPTED, MachineError, TwinError
+from twin.errors import MachineError, TwinError
 from twin.progress import Silent, Task
 
 if TYPE_CHECKING:
@@ -156,12 +156,12 @@ class Output:
         if error.hint:
             console.print(printable(f"Hint: {error.hint}"), markup=False)
 
-    def interrupted(self) -> None:
-        """Print that Ctrl-C ended the command."""
+    def interrupted(self, exit_code: int) -> None:
+        """Print that Ctrl-C, or another program, ended the command."""
         kept = "What was finished is kept. twin run goes on from there; twin train does with --resume-from auto."
         sys.stderr.write(f"\nInterrupted. {kept}\n")
         if self.json:
-            self._json({"error": "Interrupted.", "hint": kept, "exit_code": EXIT_INTERRUPTED})
+            self._json({"error": "Interrupted.", "hint": kept, "exit_code": exit_code})
 
     @classmethod
     def _json(cls, data: dict[str, Any]) -> None:

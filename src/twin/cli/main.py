@@ -7,11 +7,22 @@ of ``typer.BadParameter``, which is public in both.
 from __future__ import annotations
 
 import re
+import signal
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from twin.cli.console import Output
-from twin.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_USAGE, TwinError, UsageError, nearest
+from twin.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, TwinError, UsageError, nearest
+
+_ONE_REQUEST_SECONDS = 1.0
+
+
+class _TerminatedError(BaseException):
+    """SIGTERM, on its way up through whatever has to be tidied; like KeyboardInterrupt nothing else may catch it."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -19,12 +30,37 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     output = Output(json="--json" in given)
     try:
-        code = _run(given, output)
+        with _sigterm_raises():
+            code = _run(given, output)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    if code == EXIT_INTERRUPTED:  # Typer returns this number for Ctrl-C inside a command, and says nothing
-        output.interrupted()
+    except _TerminatedError:
+        code = EXIT_TERMINATED
+    if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):  # Typer returns 130 for Ctrl-C inside a command, and says nothing
+        output.interrupted(code)
     return code
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM end the block as Ctrl-C would, so that nothing half-written and no process of ours stays behind."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+    last = -_ONE_REQUEST_SECONDS
+
+    def terminate(number: int, frame: object) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= _ONE_REQUEST_SECONDS:  # timeout(1) sends it twice: the second must not stop the tidying up
+            last = now
+            raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(given: list[str], output: Output) -> int:

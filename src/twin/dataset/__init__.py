@@ -7,6 +7,7 @@ memories, facts, journals, response examples (facts) ─────────
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -14,7 +15,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -183,19 +184,41 @@ def _pool(settings: ExportSettings, chats: Sequence[Chats]) -> Iterator[Map]:
     if workers < 2 or sum(one.size for one in chats) < _WORTH_PROCESSES:
         yield map
         return
-    # Not forked: the parent may have threads (a progress bar's), and locks of theirs would be copied held.
-    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+    others = set(active_children())
+    # Not forked: the parent may have threads (a progress bar's), and locks of theirs would be copied held. A terminal's
+    # Ctrl-C goes to every process: the workers leave it to the parent.
+    with ProcessPoolExecutor(workers, get_context("spawn"), signal.signal, (signal.SIGINT, signal.SIG_IGN)) as pool:
 
         def spread(work: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+            with _sigint_blocked():
+                done = pool.map(work, items)  # starts the workers
             try:
-                yield from pool.map(work, items)
+                yield from done
             except BrokenProcessPool:
                 raise MachineError(
                     "A process that builds rows was ended from outside, for memory most often.",
                     "Set processes = 1 in [export] of twin.toml; a script of yours needs if __name__ == '__main__'.",
                 ) from None
 
-        yield spread
+        try:
+            yield spread
+        except BaseException:  # nobody waits for their rows any more
+            for worker in set(active_children()) - others:
+                worker.terminate()
+            raise
+
+
+@contextmanager
+def _sigint_blocked() -> Iterator[None]:
+    """Start processes that are deaf to Ctrl-C from their first moment: what a thread blocks, its children inherit."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 # ---------------------------------------------------------------- choosing

@@ -1,0 +1,77 @@
+"""The entry point: how a command ends that is ended from outside, with processes of its own at work."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+
+INTERRUPTED = (
+    "\nInterrupted. What was finished is kept. twin run goes on from there; twin train does with --resume-from auto.\n"
+)
+# An export in two processes, which stay for ever where they are told to.
+SCRIPT = """
+import os, signal, sys, time
+from pathlib import Path
+
+def stay(place):
+    if place == os.environ["STAY"]:
+        Path(f"{place}.{os.getpid()}").touch()
+        time.sleep(600)
+
+def work(job, scratch, numbered):
+    (scratch / f"part-{numbered[0]}").touch()
+    stay("working")
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background passes on an ignored one
+    from twin import dataset
+    from twin.cli.main import main
+
+    dataset._WORTH_PROCESSES, dataset._PART_BYTES, dataset._chat_shard = 0, 1, work
+    sys.exit(main(["export", "--person", "Ada", "--quiet"]))
+stay("starting")
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "send", "code"),
+    [
+        ("starting", lambda process: os.killpg(process.pid, signal.SIGINT), 130),  # as a terminal does
+        ("working", lambda process: [process.send_signal(signal.SIGTERM) for _ in range(2)], 143),  # as timeout(1) does
+    ],
+    ids=["Ctrl-C", "SIGTERM"],
+)
+def test_an_export_in_several_processes_is_ended(
+    brain: Callable[..., Path], place: str, send: Callable[[subprocess.Popen[str]], object], code: int
+) -> None:
+    brain()
+    brain(name="other.txt", content="01/02/2024, 10:00 - Cy: hello you\n01/02/2024, 10:01 - Ada: hello\n")
+    Path("twin.toml").write_text("[export]\nprocesses = 2\n")
+    Path("script.py").write_text(SCRIPT)
+    process = subprocess.Popen(
+        [sys.executable, "script.py"], env={**os.environ, "STAY": place}, start_new_session=True, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        while len(workers := list(Path().glob(f"{place}.*"))) < 2:
+            assert process.poll() is None, process.communicate()
+            time.sleep(0.01)
+        send(process)
+        out, err = process.communicate(timeout=60)  # until the last process that has its stderr is gone
+    finally:
+        with contextlib.suppress(ProcessLookupError):  # nobody is left, as it should be
+            os.killpg(process.pid, signal.SIGKILL)
+    assert (process.returncode, out, err) == (code, "", INTERRUPTED)
+    assert not any(psutil.pid_exists(int(worker.suffix[1:])) for worker in workers)
+    assert not list(Path().rglob("*.partial")) + list(Path().glob("data*"))
