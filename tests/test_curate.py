@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 
 from twin import curate, files, runs
 from twin.brain.forgotten import Tombstone
-from twin.errors import StepError, UsageError
+from twin.errors import MachineError, StepError, UsageError
 from twin.progress import Silent
 from twin.settings import load_settings
 
@@ -296,6 +297,31 @@ def test_stats_count_everything(chat):
     assert sum(seen["own_lengths_in_characters"].values()) == 40
     assert seen["rows"]["total"] > 20
     assert not Path("data").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full")
+def test_a_full_temporary_folder_is_the_one_that_is_named(chat, monkeypatch):
+    folder = Path("tmp").absolute()
+
+    def made(*names):
+        folder.mkdir()
+        (folder / "part-0").symlink_to("/dev/full")
+        return str(folder)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
+    with pytest.raises(MachineError) as caught:
+        curate.stats([], load_settings(export={"person": "Ada"}), Silent())
+    assert caught.value.message == f"The disk is full: could not write '{folder}'."
+    assert not folder.exists()
+
+
+def test_no_temporary_folder_is_a_sentence(chat, monkeypatch):
+    def nowhere(*names):
+        raise FileNotFoundError(2, "No usable temporary directory found in ['/tmp']")
+
+    monkeypatch.setattr(tempfile, "mkdtemp", nowhere)
+    with pytest.raises(MachineError, match="no folder for temporary files"):
+        curate.preview([], load_settings(export={"person": "Ada"}), Silent(), 1)
 
 
 def test_preview_shows_what_an_export_writes(chat):

@@ -114,14 +114,31 @@ def built_dataset(
     private = Private(person.person, own, names)
     known = private.clean(person, watch)
     system = prompt.build(known, own.prompt_tokens)
-    scratch = files.scratch_dir(beside) if beside else tempfile.TemporaryDirectory(prefix="twin-")
+    scratch = files.scratch_dir(beside) if beside else _temporary()
     with scratch as folder:
+        if not beside:
+            own = own.model_copy(update={"output": Path(folder)})  # what a full disk is told of
         with reporter.task("Building rows") as task:
             built = dataset.build(known, system, own, Path(folder), private, task.advance, watch)
         try:
             yield built, system, private.reserved
         finally:
             built.close()
+
+
+def _temporary() -> tempfile.TemporaryDirectory[str]:
+    """Return a folder in the system's own place for what is temporary.
+
+    Raises:
+        MachineError: none can be written.
+    """
+    try:
+        return tempfile.TemporaryDirectory(prefix="twin-")
+    except OSError:
+        raise MachineError(
+            "There is no folder for temporary files that can be written.",
+            "Free some space, or set TMPDIR to a folder on another disk.",
+        ) from None
 
 
 # ---------------------------------------------------------------- export
