@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from typing import Any
 
 from twin.cli import options
@@ -22,7 +23,7 @@ Examples:
 _WIDTH = 72
 _MOST_PEOPLE = 12
 _BAR = 40
-_MOST_MONTHS = 1200
+_FIRST_MONTH = "1971-01"  # earlier ones are the zeros of clocks: 1, 1601, 1904, 1970
 
 
 def command(
@@ -52,7 +53,7 @@ def _lines(seen: dict[str, Any]) -> list[str]:
     ]
     months = seen["own_messages_by_month"]
     if months:
-        lines += ["", *_by_month(months)]
+        lines += ["", *_by_month(months, date.today().year + 1)]
     lines += [
         "",
         "Own messages by hour of the day",
@@ -67,14 +68,26 @@ def _lines(seen: dict[str, Any]) -> list[str]:
     return lines + [f"Could not be read whole: {one}" for one in seen["problems"]]
 
 
-def _by_month(months: dict[str, int]) -> list[str]:
-    """Return a plot of messages over months, months without any included."""
+def _by_month(months: dict[str, int], last_year: int) -> list[str]:
+    """Return a plot of messages over months, months without any included.
+
+    Args:
+        months: the messages of each month, ``YYYY-MM``.
+        last_year: months after it, and before 1971, are counted below and not drawn: they would leave the rest no room.
+    """
+    drawn = {month: count for month, count in months.items() if _FIRST_MONTH <= month <= f"{last_year:04d}-12"}
+    elsewhere = sum(months.values()) - sum(drawn.values())
+    note = [f"Not drawn, dated before {_FIRST_MONTH[:4]} or after {last_year}: {elsewhere}"] if elsewhere else []
+    return ["Own messages a month", *(_plot(drawn) if drawn else []), *note]
+
+
+def _plot(months: dict[str, int]) -> list[str]:
     import plotext
 
     first, last = min(months), max(months)
     year, month = (int(part) for part in first.split("-"))
     names: list[str] = []
-    while (name := f"{year:04d}-{month:02d}") <= last and len(names) < _MOST_MONTHS:
+    while (name := f"{year:04d}-{month:02d}") <= last:
         names.append(name)
         year, month = (year + 1, 1) if month == 12 else (year, month + 1)
     plot = plotext.figure
@@ -83,7 +96,7 @@ def _by_month(months: dict[str, int]) -> list[str]:
     plot.draw(plot.bar(list(range(len(names))), [months.get(name, 0) for name in names]))
     ticks = list(range(0, len(names), max(1, len(names) // 5)))
     plot.ruler("x").ticks(ticks, [names[tick] for tick in ticks])
-    return ["Own messages a month", *str(plot.build().string(colorless=True)).rstrip().split("\n")]
+    return str(plot.build().string(colorless=True)).rstrip().split("\n")
 
 
 def _bars(counts: dict[str, int]) -> list[str]:
