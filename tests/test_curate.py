@@ -111,6 +111,14 @@ def test_a_source_that_the_report_could_not_name(chat):
     assert not Path("data").exists()
 
 
+def test_a_failed_export_leaves_no_folder_behind(chat):
+    chat.write_text("01/01/2024, 10:00 - Bo: hi\n01/01/2024, 10:01 - Ada: https://a.example\n", "utf-8")
+    before = sorted(Path().rglob("*"))
+    with pytest.raises(StepError, match="The dataset is empty"):
+        export(person="Ada", output=Path("a/b/data"))
+    assert sorted(Path().rglob("*")) == before
+
+
 def test_a_dry_run_writes_nothing(chat):
     before = sorted(Path().rglob("*"))
     done = curate.export([], load_settings(export={"person": "Ada"}), Silent(), dry_run=True)
@@ -189,6 +197,31 @@ def test_a_person_is_forgotten_and_what_learned_of_them_is_named(chat):
     assert export(person="Ada").train == done.exported.train
     with pytest.raises(UsageError, match="Nothing here is of Bo"):
         forget(person="Bo")
+
+
+def test_another_dataset_is_exported_again_as_it_was_made_and_where_it_is_now(chat):
+    first, second = (export(person="Ada", output=Path(name), format="alpaca") for name in ("data", "old"))
+    Path("other").mkdir()
+    second.paths.root.rename("other/place")
+    settings = load_settings(export={"output": Path("other/place")})
+    done = curate.forget(settings, Silent(), person="Bo")
+    assert (done.dataset, done.exported.paths.root) == (Path("other/place"), Path("other/place"))
+    found = rows_of("other/place/finetune_dataset.jsonl")
+    assert len(found) == done.exported.train + done.exported.val < second.train + second.val
+    assert "instruction" in found[0]
+    assert not Path("old").exists()
+    # The first one was made before that, and can be asked for.
+    assert len(rows_of(first.paths.full)) == first.train + first.val
+    again = forget(person="Bo")
+    assert (again.messages, again.dataset, len(rows_of(first.paths.full))) == (0, Path("data"), len(found))
+    with pytest.raises(UsageError, match="Nothing here is of Bo"):
+        forget(person="Bo")
+
+
+def test_forgetting_without_a_dataset_says_so(chat):
+    files.write_text(Path("twin.toml"), '[export]\nperson = "Ada"\n')
+    done = forget(person="Bo")
+    assert (done.messages, done.dataset, done.exported) == (20, None, None)
 
 
 def test_a_time_and_a_source_are_forgotten(chat):

@@ -17,6 +17,7 @@ from twin.files import (
     file_digest,
     fingerprint,
     need_disk,
+    no_empty_parents,
     read_json,
     scratch_dir,
     write_json,
@@ -107,6 +108,18 @@ def test_scratch_is_gone_whatever_happens():
         (scratch / "file").write_text("x")
         raise ZeroDivisionError
     assert list(Path("out").iterdir()) == []
+
+
+def test_folders_made_for_nothing_are_removed_and_no_others():
+    Path("there").mkdir()
+    with pytest.raises(ZeroDivisionError), no_empty_parents(Path("there/a/b/run")):
+        Path("there/a/b").mkdir(parents=True)
+        raise ZeroDivisionError
+    assert list(Path("there").iterdir()) == []
+    with no_empty_parents(Path("there/a/b/run")):
+        Path("there/a/b").mkdir(parents=True)
+        Path("there/a/file").touch()
+    assert [path.name for path in Path("there/a").iterdir()] == ["file"]
 
 
 def test_two_processes_never_hold_one_folder():

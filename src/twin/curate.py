@@ -162,17 +162,20 @@ def export(
         via: read the app: its ``brain``, of which the dataset is made here, or the rows that the ``app`` made itself.
         ask: prompts for the app's token where nothing holds one.
     """
-    if via == "app":
-        return _export_from_app(settings, reporter, ask)
-    if via == "brain" or app_is_meant(sources):
-        from twin.app.client import fetch_brain, find_token
+    with files.no_empty_parents(settings.export.output):
+        if via == "app":
+            return _export_from_app(settings, reporter, ask)
+        if via == "brain" or app_is_meant(sources):
+            from twin.app.client import fetch_brain, find_token
 
-        token = find_token(os.environ, settings.app.token_file, ask)
-        with files.scratch_dir(settings.export.output) as folder:
-            fetched = fetch_brain(settings.app.url, token, folder, reporter)
-            return _export([*sources, *fetched], [*map(str, sources), settings.app.url], settings, reporter, dry_run)
-    found = find_sources(sources)
-    return _export(found, list(map(str, found)), settings, reporter, dry_run)
+            token = find_token(os.environ, settings.app.token_file, ask)
+            with files.scratch_dir(settings.export.output) as folder:
+                fetched = fetch_brain(settings.app.url, token, folder, reporter)
+                return _export(
+                    [*sources, *fetched], [*map(str, sources), settings.app.url], settings, reporter, dry_run
+                )
+        found = find_sources(sources)
+        return _export(found, list(map(str, found)), settings, reporter, dry_run)
 
 
 def _export(
@@ -316,7 +319,7 @@ def forget(
     """Hide what is named, export again, and name everything that was made from it.
 
     Args:
-        settings: as of the last export.
+        settings: its ``export.output`` is the dataset that is exported again, with the settings it was made with.
         reporter: told of progress.
         person: whose messages to hide; of what is named, all must hold.
         source: the file or folder of the brain to hide.
@@ -338,7 +341,7 @@ def forget(
         raise UsageError(f"'sources' in '{report}' is no list of paths.", "Make it again: twin export")
     if any("://" in one for one in called):
         raise UsageError("The last export came from the app, which keeps its own brain.", "Forget it in the app.")
-    settings = _as_exported(settings, last, report, reporter)
+    settings = _as_exported(settings, last, reporter)
     sources = [Path(one) for one in called]
     brain = read_brain(sources, settings, reporter)
     named = Identity(settings.people).resolve(person) if person else ""
@@ -346,15 +349,18 @@ def forget(
         raise UsageError(f"'{named}' is whose twin this is.", "Name somebody else, a --source or a --before date.")
     stone = forgotten.Tombstone(named, source, before)
     hidden = _hidden(brain, stone)
-    if not hidden["messages"] and not hidden["others"]:
+    file = runs.forgotten_file()
+    known = forgotten.read(file)
+    # Hidden already, and this dataset was made before that: another one, or forgetting was stopped halfway.
+    behind = bool(last) and stone in known.stones and report.stat().st_mtime_ns < file.stat().st_mtime_ns
+    if not hidden["messages"] and not hidden["others"] and not behind:
         speakers = {message.speaker for one in brain.conversations() for message in one.messages} | {"nobody"}
         names = {chats.name for chats in brain.chats} | {"nothing"}
         raise UsageError(f"Nothing here is of {stone}.", nearest(source or named, names if source else speakers))
     made = _made_from(stone)
+    dataset = report.parent if last else None
     if dry_run:
-        return Forgot(str(stone), hidden["messages"], hidden["others"], None, made)
-    file = runs.forgotten_file()
-    known = forgotten.read(file)
+        return Forgot(str(stone), hidden["messages"], hidden["others"], dataset, None, made)
     if stone not in known.stones:
         forgotten.write(forgotten.Forgotten((*known.stones, stone)), file)
     try:
@@ -366,19 +372,21 @@ def forget(
         raise StepError(
             f"{stone} is hidden, and no row is left: the old dataset was removed.", f"{error.message} {error.hint}"
         ) from None
-    return Forgot(str(stone), hidden["messages"], hidden["others"], exported, made)
+    return Forgot(str(stone), hidden["messages"], hidden["others"], dataset, exported, made)
 
 
-def _as_exported(settings: Settings, last: dict[str, Any], report: Path, reporter: Reporter) -> Settings:
+def _as_exported(settings: Settings, last: dict[str, Any], reporter: Reporter) -> Settings:
     """Return the settings with the export section of the last export, whose flags would be forgotten else."""
-    own = last.get("settings")
+    own, output = last.get("settings"), settings.export.output  # where the dataset is now, wherever it was written
     if own is None:
         return settings
     try:
-        return settings.model_copy(update={"export": type(settings.export).model_validate(own)})
+        made = type(settings.export).model_validate(own).model_copy(update={"output": output})
     except ValueError:
+        report = DatasetPaths(output).report
         reporter.say(f"'settings' in '{report}' are none of this version's: what is in force now is taken instead.")
         return settings
+    return settings.model_copy(update={"export": made})
 
 
 def _hidden(brain: Brain, stone: Tombstone) -> dict[str, int]:

@@ -102,6 +102,18 @@ def scratch_dir(beside: Path) -> Iterator[Path]:
 
 
 @contextmanager
+def no_empty_parents(path: Path) -> Iterator[None]:
+    """Remove the folders above ``path`` that the block made and left empty: it failed, or wrote nothing."""
+    missing = [folder for folder in path.parents if not os.path.lexists(folder)]  # the innermost first
+    try:
+        yield
+    finally:
+        for folder in missing:
+            with suppress(OSError):  # not made, or not empty
+                folder.rmdir()
+
+
+@contextmanager
 def exclusive(folder: Path, what: str = "step") -> Iterator[None]:
     """Hold ``folder`` for this process, so that two never write the same files.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 from twin.progress import peak_rss_bytes
@@ -210,6 +211,7 @@ class Forgot:
         what: the tombstone, in words.
         messages: how many messages it hides.
         others: how many memories and journal entries it hides.
+        dataset: the folder of the dataset that is exported again; None where there is none.
         exported: the new dataset; None where there was none, or nothing was done.
         made: runs that learned from what is gone, each with ``adapter``, ``gguf``, ``models``, and ``certain``: False
             where the run does not say what it learned from.
@@ -218,6 +220,7 @@ class Forgot:
     what: str
     messages: int
     others: int
+    dataset: Path | None
     exported: Exported | None
     made: tuple[dict[str, Any], ...]
 
@@ -227,6 +230,7 @@ class Forgot:
             "forgotten": self.what,
             "messages": self.messages,
             "memories_and_journals": self.others,
+            "dataset": str(self.dataset) if self.dataset else None,
             "export": self.exported.as_json() if self.exported else None,
             "made_from_it": list(self.made),
         }

@@ -33,7 +33,7 @@ CONTRACT = {
     },
     "stats": {"--person"},
     "preview": {"--dropped", "--source", "--person", "--seed"},
-    "forget": {"--source", "--before", "--dry-run"},
+    "forget": {"--source", "--before", "--output", "--dry-run"},
     "serve": {"--person", "--host", "--port", "--token"},
     "train": {
         "--preset", "--dataset", "--output", "--name", "--model", "--epochs", "--batch-size", "--learning-rate",

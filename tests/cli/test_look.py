@@ -57,11 +57,13 @@ def test_forget_as_it_is_typed(twin, brain):
     would = twin("forget", "--before", "2000-01-03", "--dry-run")
     assert would.returncode == 0
     assert would.stdout.startswith("Would hide: before 2000-01-03: 16 messages")
+    assert would.stdout.splitlines()[1] == "Would be exported again: data"
     assert not Path("forgotten.json").exists()
     done = twin("forget", "--before", "2000-01-03")
     assert done.returncode == 0
     assert done.stdout.splitlines()[0] == "Hidden: before 2000-01-03: 16 messages, 0 memories and journal entries"
     assert re.match(r"Exported again: \d+ rows to learn, \d+ held out", done.stdout.splitlines()[1])
+    assert done.stdout.splitlines()[1].endswith(" held out, in data")
     assert json.loads(Path("forgotten.json").read_text())["forgotten"][0]["before"] == "2000-01-03T00:00:00"
 
 

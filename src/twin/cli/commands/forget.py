@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -22,6 +23,8 @@ Examples:
   twin forget "Sam Poe"
 
   twin forget --source whatsapp/family.zip --before 2020-01-01
+
+  twin forget "Sam Poe" --output elsewhere/data
 """
 
 
@@ -30,6 +33,9 @@ def command(
     source: Annotated[str | None, typer.Option(help="A file or folder of the brain, as row ids call it.")] = None,
     before: Annotated[
         datetime | None, typer.Option(formats=["%Y-%m-%d"], help="Hide what is dated earlier, YYYY-MM-DD.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the dataset to export again, as it was made. Default: data")
     ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -41,11 +47,17 @@ def command(
     from twin.settings import load_settings
 
     out = Output(json, quiet, verbose)
-    done = curate.forget(load_settings(), out.reporter(), person or "", source or "", before, dry_run)
+    settings = load_settings(export={"output": output})
+    done = curate.forget(settings, out.reporter(), person or "", source or "", before, dry_run)
     verb = "Would hide" if dry_run else "Hidden"
     lines = [f"{verb}: {done.what}: {done.messages} messages, {done.others} memories and journal entries"]
     if done.exported:
-        lines.append(f"Exported again: {done.exported.train} rows to learn, {done.exported.val} held out")
+        rows = f"{done.exported.train} rows to learn, {done.exported.val} held out"
+        lines.append(f"Exported again: {rows}, in {done.dataset}")
+    elif done.dataset:
+        lines.append(f"Would be exported again: {done.dataset}")
+    else:
+        lines.append(f"There is no dataset in {settings.export.output} to export again. Another: --output DIR")
     for run in done.made:
         sure = "was made from it" if run["certain"] else "does not say what it was made from"
         lines.append(f"{run['adapter']} {sure}")
