@@ -482,8 +482,8 @@ def app_source(sources: Sequence[Path], settings: Settings, reporter: Reporter) 
     """Return a brain as the server wants it.
 
     Rows, memories and the profile are without secrets and private values, as in an export. Conversations are as they
-    were said, like the app's own: ``twin export --via brain`` at the other end filters and redacts them by its own
-    settings, and counts what it leaves out; neither would work on words that were taken out here.
+    were said: ``twin export --via brain`` at the other end filters and redacts them by its own settings, and counts
+    what it leaves out; neither would work on words that were taken out here.
 
     Args:
         sources: files and folders; empty: ``./brain``.
