@@ -7,6 +7,7 @@ import pytest
 
 from twin.dataset import rows
 from twin.errors import UsageError
+from twin.files import file_digest
 from twin.settings import load_settings
 
 
@@ -63,3 +64,21 @@ def test_the_full_export_trains_without_its_held_out_rows(sample_brain):
     raw = pipeline.export([sample_brain], load_settings(export={"format": "raw", "output": Path("raw")}), Silent())
     found = load(raw.paths.full)
     assert (len(found.train), found.system, found.owned) == (raw.train, "", True)
+
+
+@pytest.mark.parametrize(
+    "edited",
+    [
+        {"files": ["train.jsonl"]}, {"files": None}, {"provenance": "nowhere"}, {"provenance": None},
+        {"provenance": {"a.txt": None}}, {"provenance": {"a.txt": {"people": ["Ana"]}}}, {"system_prompt": 3},
+    ],
+)  # fmt: skip
+def test_a_report_that_was_edited_tells_nothing(edited):
+    file = write("data/train.jsonl", TALKS)
+    whole = {"files": {"train.jsonl": file_digest(file)}, "provenance": {"a.txt": {"people": {"Ana": 20}}}}
+    Path("data/dataset.json").write_bytes(orjson.dumps(whole))
+    assert list(load(file).provenance) == ["a.txt"]
+    Path("data/dataset.json").write_bytes(orjson.dumps(whole | edited))
+    found = load(file)
+    assert len(found.train) == 20
+    assert (found.provenance is None) is ("system_prompt" not in edited)

@@ -191,17 +191,26 @@ def load(settings: Settings) -> Rows:
     report = DatasetPaths(train_path.parent).report
     about = files.read_json(report) if report.exists() else {}
     owned = about.get("system_prompt") == system
-    ours = about.get("files", {}).get(train_path.name) == files.file_digest(train_path)
-    provenance = _hashed(about.get("provenance") or {}) if ours else None
+    digests = about.get("files")
+    ours = isinstance(digests, dict) and digests.get(train_path.name) == files.file_digest(train_path)
+    provenance = _hashed(about.get("provenance")) if ours else None
     return Rows(train_rows, val, train_path, val_path, system, owned, len(found) - len(train_rows), provenance)
 
 
-def _hashed(provenance: Mapping[str, Any]) -> dict[str, Any]:
-    """Return where rows come from without names: an adapter may be given away, its record with it."""
-    return {
-        name: {**about, "people": sorted(files.name_digest(person) for person in about.get("people", {}))}
-        for name, about in provenance.items()
-    }
+def _hashed(provenance: Any) -> dict[str, Any] | None:
+    """Return where rows come from without names: an adapter may be given away, its record with it.
+
+    None: a report that somebody edited does not tell.
+    """
+    if not isinstance(provenance, dict):
+        return None
+    found = {}
+    for name, about in provenance.items():
+        people = about.get("people") if isinstance(about, dict) else None
+        if not isinstance(people, dict):
+            return None
+        found[name] = {**about, "people": sorted(files.name_digest(person) for person in people)}
+    return found
 
 
 def _words(row: Example) -> tuple[Turn, ...]:
