@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import orjson
 import pytest
 
 from twin import runs
@@ -61,3 +62,11 @@ def test_what_changes_under_a_step_is_not_recorded(paths):
     Path("in").write_text("one")
     assert do(paths)
     assert Path("out").read_text() == "one"
+
+
+@pytest.mark.parametrize("record", ["3", '{"inputs": 3}', '{"inputs": "%s"}', '{"inputs": "%s", "outputs": ["out"]}'])
+def test_a_record_that_was_edited_skips_nothing(paths, record):
+    do(paths)
+    inputs = orjson.loads(paths.steps.read_bytes())["copy"]["inputs"]
+    paths.steps.write_text(f'{{"copy": {record.replace("%s", inputs)}}}')
+    assert do(paths)

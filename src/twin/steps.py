@@ -41,7 +41,7 @@ class Steps:
         facts = {"twin": __version__, **settings}
         inputs = files.fingerprint(facts, reads)
         before = self.done.get(name)
-        if before and before["inputs"] == inputs and _intact(before["outputs"]):
+        if isinstance(before, dict) and before.get("inputs") == inputs and _intact(before.get("outputs")):
             self.reporter.say(f"{name}: skipped, nothing it reads has changed")
             self.seconds[name] = None
             return
@@ -57,5 +57,8 @@ class Steps:
         files.write_json(self.path, self.done)
 
 
-def _intact(outputs: Mapping[str, str]) -> bool:
-    return all(Path(path).is_file() and files.file_digest(Path(path)) == digest for path, digest in outputs.items())
+def _intact(outputs: Any) -> bool:
+    """Say whether the files are there as they were written; a record that somebody edited says nothing of them."""
+    return isinstance(outputs, dict) and all(
+        Path(path).is_file() and files.file_digest(Path(path)) == digest for path, digest in outputs.items()
+    )

@@ -24,8 +24,9 @@ from pydantic import SecretStr
 from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
-from tests.app.conftest import TOKEN, everything_said, nobody, sockets
+from tests.app.conftest import TOKEN, everything_said, nobody
 from tests.ollama.conftest import Recorder
+from tests.sockets import sockets
 from twin import brain as brain_feature
 from twin.app import answers, client, rows, wire
 from twin.app.client import ExportAsk, fetch_brain, fetch_rows

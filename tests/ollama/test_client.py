@@ -16,6 +16,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from tests.ollama.conftest import Recorder
+from tests.sockets import sockets
 from twin.errors import MachineError, StepError, TwinError, UsageError
 from twin.ollama import client as client_module
 from twin.ollama.client import OllamaClient, resolve_host
@@ -55,23 +56,14 @@ def ndjson(*lines: object) -> bytes:
 @contextmanager
 def raw_server(answer: bytes, read: int = 65536, reset: bool = False) -> Iterator[str]:
     """A socket that answers every connection with ``answer`` and closes it, whatever HTTP says about its length."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    connection.recv(read)
-                    connection.sendall(answer)
-                    if reset:
-                        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+    def talk(connection: socket.socket, _: bytes) -> None:
+        connection.sendall(answer)
+        if reset:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
 
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
+    with sockets(talk, read) as url:
+        yield url.removeprefix("http://")
 
 
 # --- addresses ------------------------------------------------------------------------------------------------------

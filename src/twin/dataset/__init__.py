@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from twin.dataset import dedup, shard, split
+from twin.dataset.clean import Habits
 from twin.dataset.facts import fact_rows, journal_rows, memory_rows, response_rows
 from twin.dataset.private import Private
 from twin.dataset.shard import Job, Shard, Source
@@ -105,27 +106,11 @@ def build(
         GateError: the split leaks.
     """
     private = private or Private(brain.person, settings)
-    job = Job(brain.person, settings, private.names, watch)
     dropped = Dropped(watch)
     dropped.merge(brain.dropped)
     dropped.merge(private.dropped)
-    groups = _grouped(brain.chats)
     with _pool(settings, brain.chats) as run:
-        shards = []
-        for one in run(partial(_chat_shard, job, scratch), enumerate(groups)):
-            shards.append(one)
-            tick(len(one.kinds))
-        for one in shards[1:]:
-            shards[0].habits.merge(one.habits)
-        hand = shards[0].habits
-        extra = [
-            *memory_rows(brain, prompt, hand, dropped),
-            *fact_rows(brain, prompt, hand, dropped),
-            *journal_rows(brain),
-            *response_rows(brain),
-        ]
-        shards.append(shard.examples(extra, job, scratch / "others"))
-        tick(len(shards[-1].kinds))
+        shards = _shards(brain, prompt, Job(brain.person, settings, private.names, watch), scratch, dropped, run, tick)
         table = Table(shards, private.redactor)
         for one in shards:
             dropped.merge(one.dropped)
@@ -157,6 +142,28 @@ def build(
 
 
 # ---------------------------------------------------------------- in several processes
+
+
+def _shards(
+    brain: Brain, prompt: SystemPrompt, job: Job, scratch: Path, dropped: Dropped, run: Map, tick: Tick
+) -> list[Shard]:
+    """Return the rows of the chats, a shard a run of files; then those of everything else, told in the person's hand."""
+    shards = []
+    for one in run(partial(_chat_shard, job, scratch), enumerate(_grouped(brain.chats))):
+        shards.append(one)
+        tick(len(one.kinds))
+    hand = Habits()
+    for one in shards:
+        hand.merge(one.habits)
+    others = [
+        *memory_rows(brain, prompt, hand, dropped),
+        *fact_rows(brain, prompt, hand, dropped),
+        *journal_rows(brain),
+        *response_rows(brain),
+    ]
+    shards.append(shard.examples(others, job, scratch / "others"))
+    tick(len(shards[-1].kinds))
+    return shards
 
 
 def _grouped(chats: Sequence[Chats]) -> list[list[Chats]]:

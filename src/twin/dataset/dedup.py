@@ -158,7 +158,8 @@ def _sorted_sets(texts: Sequence[str]) -> np.ndarray:
     hashes, starts = _hashes(texts)
     numbered = (hashes & ~_PAIR) | np.repeat(np.arange(len(texts), dtype=np.uint64), np.diff(starts))
     numbered.sort()
-    return numbered[new_values(numbered)]
+    distinct: np.ndarray = numbered[new_values(numbered)]
+    return distinct
 
 
 def near_duplicates(pairs: np.ndarray, similar: np.ndarray, rows: int) -> np.ndarray:
