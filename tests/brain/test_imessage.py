@@ -352,6 +352,58 @@ def test_a_broken_database(kept):
         list(imessage.read(source, Dropped()))
 
 
+ENDLESS = "WITH RECURSIVE t (n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM t) SELECT"
+
+
+@pytest.mark.parametrize(
+    ("table", "made_of"),
+    [
+        ("message", f"VIEW message AS {ENDLESS} n AS ROWID, 'x' AS text, 1 AS handle_id, n AS date FROM t"),
+        ("handle", f"VIEW handle AS {ENDLESS} n AS ROWID, 'x' AS id FROM t"),
+        ("chat", f"VIEW chat AS {ENDLESS} n AS ROWID, 'x' AS chat_identifier FROM t"),
+        ("chat_message_join", f"VIEW chat_message_join AS {ENDLESS} 1 AS chat_id, n AS message_id FROM t"),
+        ("handle", "TABLE handle (ROWID INTEGER PRIMARY KEY, id TEXT AS (hex(zeroblob(9))))"),
+    ],
+    ids=["message", "handle", "chat", "chat_message_join", "computed"],
+)
+def test_a_database_that_is_a_program_is_refused(table, made_of):
+    source = database("chat.db", [(1, {"text": "hi"})])
+    with sqlite3.connect(source.file) as made:
+        made.executescript(f"DROP TABLE {table}; CREATE {made_of}")
+    made.close()
+    assert pick(source, source.head()) is imessage
+    with pytest.raises(UsageError) as caught:
+        list(imessage.read(source, Dropped()))
+    assert (caught.value.message, caught.value.hint) == (
+        f"'chat.db' has a view or a computed column where Messages has the table '{table}'.",
+        "Copy it again from your Mac.",
+    )
+
+
+def test_a_view_whose_name_is_in_other_letters_is_not_run():
+    source = database("chat.db", [(1, {"text": "hi"})])
+    with sqlite3.connect(source.file) as made:
+        made.executescript(f"DROP TABLE handle; CREATE VIEW HANDLE AS {ENDLESS} n AS ROWID, 'x' AS id FROM t")
+    made.close()
+    with pytest.raises(UsageError, match=r"^'chat\.db' is a broken database: .+\.$"):
+        list(imessage.read(source, Dropped()))
+
+
+def test_rows_that_meet_each_other_without_end_are_refused(monkeypatch):
+    monkeypatch.setattr(imessage, "MAX_STEPS", 0)
+    source = database("chat.db", [])
+    tables = {"handle": "id", "message": "handle_id, date", "chat_message_join": "chat_id, message_id"}
+    with sqlite3.connect(source.file) as made:
+        for table, columns in tables.items():
+            made.executescript(f"DROP TABLE {table}; CREATE TABLE {table} (ROWID, {columns})")
+            made.executemany(f"INSERT INTO {table} VALUES (1, 1{', 1' * columns.count(',')})", [()] * 200)  # noqa: S608
+    made.close()
+    with pytest.raises(UsageError) as caught:
+        list(imessage.read(document("chat.db"), Dropped()))
+    assert caught.value.message == "'chat.db' takes more work than a database of its size should."
+    assert caught.value.hint == "Copy it again from your Mac."
+
+
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufffc"), min_size=1)
 
 

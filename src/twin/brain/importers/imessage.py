@@ -3,7 +3,8 @@
 Layout (https://github.com/ReagentX/imessage-exporter/tree/develop/docs/tables): ``chat`` and ``message`` meet in
 ``chat_message_join``, a message's sender is in ``handle``; dates count from 2001, in nanoseconds, once in seconds. Not
 obvious: newer messages have no ``text``, their words are the first string of the archive in ``attributedBody``; and
-one talk is several chats, one for iMessage and one for SMS, which share their ``chat_identifier``.
+one talk is several chats, one for iMessage and one for SMS, which share their ``chat_identifier``. A database is also a
+program (views, computed columns), so what somebody else may have made is held to plain tables and to a bound of work.
 """
 
 from __future__ import annotations
@@ -25,13 +26,22 @@ from twin.records import ME, Conversation, Message
 LAYOUT = "macOS Messages (chat.db)"
 HOLDS = (Conversation,)
 MAX_BLOB = 1 << 20
+MAX_VALUE = 64 << 20  # of a row and of each of its values: SQLite would make one of a gigabyte
+# Steps of SQLite's machine: reading takes two for each byte of the file, rows that meet each other many times no end.
+MAX_STEPS, MAX_STEPS_PER_BYTE = 20_000_000, 20
+_STEPS_AT_ONCE = 100_000
 _MAGIC = b"SQLite format 3\0"
-_TABLES = {"message", "handle", "chat", "chat_message_join"}
 # Read where the database has them: each macOS adds some.
 _COLUMNS = (
     *("text", "subject", "attributedBody", "message_summary_info", "date", "is_from_me", "associated_message_type"),
     *("item_type", "balloon_bundle_id", "is_service_message", "is_system_message", "is_auto_reply", "is_spam"),
 )
+_NEEDED = {
+    "message": {"rowid", "handle_id", "date"},
+    "handle": {"rowid", "id"},
+    "chat": {"rowid", "chat_identifier"},
+    "chat_message_join": {"chat_id", "message_id"},
+}
 _REPEATED = "SELECT message_id FROM chat_message_join GROUP BY message_id HAVING count(*) > 1"
 _IN_NO_CHAT = (
     "m.ROWID NOT IN (SELECT j.message_id FROM chat_message_join j JOIN chat c ON c.ROWID = j.chat_id"
@@ -57,7 +67,7 @@ def sniff(document: Document, head: bytes) -> bool:
     if document.member:
         return named or b"chat_message_join" in head
     with suppress(UsageError), _opened(document) as database:
-        return {row["name"] for row in database.execute("SELECT name FROM sqlite_master")} >= _TABLES
+        return {row["name"] for row in database.execute("SELECT name FROM sqlite_master")} >= _NEEDED.keys()
     return named
 
 
@@ -67,7 +77,8 @@ def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
     What a ``-wal`` file beside the database holds is not read: SQLite would have to write there. ``dropped`` says so.
 
     Raises:
-        UsageError: inside a zip; broken, after the chats before the break.
+        UsageError: inside a zip; views or computed columns in place of tables; broken, or more work than a database
+            of its size gives, after the chats before the break.
     """
     if document.member:
         raise UsageError(f"{document} is a database, which can't be read inside a zip.", "Unpack it, name the folder.")
@@ -78,12 +89,24 @@ def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
             f"To have them too, read a copy made with: sqlite3 '{document.file}' '.backup copy.db'",
         )
     with _opened(document) as database:
+        _check_tables(database, document)
         yield from _conversations(database, document.name, dropped)
 
 
 @contextmanager
 def _opened(document: Document) -> Iterator[sqlite3.Connection]:
     """Open a database so that neither it nor a file beside it is written, and nothing in it is run."""
+    most = MAX_STEPS + MAX_STEPS_PER_BYTE * document.file.stat().st_size
+    steps = 0
+
+    def is_over() -> bool:
+        nonlocal steps
+        steps += _STEPS_AT_ONCE
+        return steps > most
+
+    def allow(_action: int, _one: str | None, _two: str | None, _schema: str | None, view: str | None) -> int:
+        return sqlite3.SQLITE_OK if view is None else sqlite3.SQLITE_DENY
+
     try:
         database = sqlite3.connect(f"{document.file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
         try:
@@ -91,13 +114,34 @@ def _opened(document: Document) -> Iterator[sqlite3.Connection]:
             database.text_factory = lambda data: data.decode("utf-8", "replace")
             database.execute("PRAGMA trusted_schema = OFF")
             database.execute("PRAGMA temp_store = MEMORY")  # sorting puts nothing private into files
+            database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
+            database.set_authorizer(allow)
+            database.set_progress_handler(is_over, _STEPS_AT_ONCE)
             yield database
         finally:
             database.close()
     except sqlite3.Error as error:
+        if steps > most:
+            raise UsageError(
+                f"{document} takes more work than a database of its size should.", "Copy it again from your Mac."
+            ) from None
         raise UsageError(
             f"{document} is a broken database: {error}.", "Quit Messages and copy it again, with the files beside it."
         ) from None
+
+
+def _check_tables(database: sqlite3.Connection, document: Document) -> None:
+    """Refuse views and computed columns in place of what Messages stores: they may run without end."""
+    types = {row["name"]: row["type"] for row in database.execute("SELECT name, type FROM sqlite_master")}
+    for table, needed in _NEEDED.items():
+        # Nothing of the file is in this text.
+        columns = database.execute(f"PRAGMA table_xinfo({table})")
+        computed = {row["name"].lower() for row in columns if row["hidden"]}
+        if types.get(table) == "view" or needed & computed:
+            raise UsageError(
+                f"{document} has a view or a computed column where Messages has the table '{table}'.",
+                "Copy it again from your Mac.",
+            )
 
 
 def _conversations(database: sqlite3.Connection, name: str, dropped: Dropped) -> Iterator[Conversation]:
