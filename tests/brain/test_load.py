@@ -1,7 +1,10 @@
 """Files and folders → one Brain: what is read, whose it is, and what each bad input is told."""
 
+import errno
+import io
 import os
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -214,6 +217,95 @@ def test_a_broken_link_is_passed_over():
     put("brain/a.txt", CHAT)
     Path("brain/gone.txt").symlink_to("nowhere")
     assert len(list(load([Path("brain")], "Ana").conversations())) == 1
+
+
+def without_permission(monkeypatch, call, *names):
+    """Refuse ``os.scandir`` or ``Path.stat`` of what has one of these names, as a file's mode does for all but root."""
+    owner, real = (os, os.scandir) if call == "scandir" else (Path, Path.stat)
+
+    def guarded(path, **options):
+        if Path(path).name in names:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, **options)
+
+    monkeypatch.setattr(owner, call, guarded)
+
+
+# Was wrong once: one closed folder stops the whole export.
+def test_a_folder_that_may_not_be_listed_is_told_and_the_rest_is_read(monkeypatch):
+    put("brain/chat.txt", CHAT)
+    put("brain/closed/more.txt", CHAT)
+    without_permission(monkeypatch, "scandir", "closed")
+    brain = load([Path("brain")], "Ana")
+    assert [chat.id for chat in brain.conversations()] == ["chat.txt"]
+    assert brain.dropped.problems == {
+        "No permission to read 'brain/closed'.": "See its owner and mode: ls -l 'brain/closed'"
+    }
+
+
+def test_a_folder_that_may_not_be_entered_is_told_once(monkeypatch):
+    put("brain/chat.txt", CHAT)
+    put("brain/closed/one.txt", CHAT)
+    put("brain/closed/two.txt", CHAT)
+    without_permission(monkeypatch, "stat", "one.txt", "two.txt")
+    brain = load([Path("brain")], "Ana")
+    assert [chat.id for chat in brain.conversations()] == ["chat.txt"]
+    assert list(brain.dropped.problems) == ["No permission to read 'brain/closed'."]
+
+
+def test_a_source_that_may_not_be_listed(monkeypatch):
+    put("brain/chat.txt", CHAT)
+    put("other/chat.txt", CHAT)
+    without_permission(monkeypatch, "scandir", "other")
+    assert refusal("brain", "other") == ("No permission to read 'other'.", "See its owner and mode: ls -l 'other'")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads everything")
+@pytest.mark.parametrize("mode", [0o000, 0o644])
+def test_a_closed_folder(mode):
+    put("brain/chat.txt", CHAT)
+    put("brain/closed/more.txt", CHAT).parent.chmod(mode)
+    brain = load([Path("brain")], "Ana")
+    Path("brain/closed").chmod(0o700)
+    assert [chat.id for chat in brain.conversations()] == ["chat.txt"]
+    assert list(brain.dropped.problems) == ["No permission to read 'brain/closed'."]
+
+
+# Was wrong once: a zip that can't be opened is called broken.
+def test_a_zip_without_permission(monkeypatch):
+    put("brain/chat.txt", CHAT)
+    with zipfile.ZipFile("brain/closed.zip", "w") as made:
+        made.writestr("chat.txt", CHAT)
+    real = io.open
+
+    def guarded(path, *args, **options):
+        if str(path).endswith("closed.zip"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args, **options)
+
+    monkeypatch.setattr(io, "open", guarded)
+    assert load([Path("brain")], "Ana").dropped.problems == {
+        "No permission to read 'brain/closed.zip'.": "See its owner and mode: ls -l 'brain/closed.zip'"
+    }
+
+
+# Was wrong once: a linked folder is passed over in silence.
+def test_a_linked_folder_is_told_unless_it_is_read_anyway():
+    put("brain/real/chat.txt", CHAT)
+    put("elsewhere/more.txt", CHAT.replace("hi", "hello"))
+    Path("brain/latest").symlink_to("real")
+    Path("brain/round").symlink_to(".")
+    Path("brain/more").symlink_to(Path("elsewhere").absolute())
+    brain = load([Path("brain")], "Ana")
+    assert [chat.id for chat in brain.conversations()] == ["real/chat.txt"]
+    assert brain.dropped.problems == {
+        "'brain/more' is a link to a folder, which twin does not follow.": (
+            f"Name the folder itself beside the others: '{Path('elsewhere').resolve()}'"
+        )
+    }
+    both = load([Path("brain"), Path("elsewhere")], "Ana")
+    assert [chat.id for chat in both.conversations()] == ["real/chat.txt", "more.txt"]
+    assert not both.dropped.problems
 
 
 # Was wrong once: row ids are not unique, so a held-out row's id is also a training row's.

@@ -23,7 +23,6 @@ from twin.cli.main import main
 from twin.dataset.formats import read_rows
 
 posix_only = pytest.mark.skipif(sys.platform == "win32", reason="POSIX file names and files")
-defect = pytest.mark.xfail  # each of these is a defect that is known; strict, so that mending it takes the mark away
 
 
 class Said(NamedTuple):
@@ -180,7 +179,6 @@ def test_a_source_whose_name_is_too_long(typed):
 
 
 @posix_only
-@defect(strict=True, reason="rglob does not enter links to folders, and nothing says so")
 def test_a_linked_folder_is_read_or_named(typed, brain):
     brain()
     Path("elsewhere").mkdir()

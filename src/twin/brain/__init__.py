@@ -6,7 +6,9 @@ the profile) is read at once.
 
 from __future__ import annotations
 
+import errno
 import os
+import stat
 import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -86,9 +88,10 @@ def _read(importer: Importer, document: Document, dropped: Dropped) -> Iterator[
         dropped.problem(error.message, error.hint)
 
 
-def _files(sources: Sequence[Path]) -> Iterator[Document]:
+def _files(sources: Sequence[Path], dropped: Dropped) -> Iterator[Document]:
     """Yield each file below the sources with the name it has in row ids, in a stable order."""
     used: set[str] = set()
+    walk = _Walk(dropped)
     for source in sources:
         with file_errors(source, "read"):
             there = source.exists()
@@ -98,16 +101,74 @@ def _files(sources: Sequence[Path]) -> Iterator[Document]:
                 "Put your exports into a folder named brain, or name another: twin export FOLDER",
             )
         if source.is_dir():
-            with file_errors(source, "read"):
-                found = sorted(path for path in source.rglob("*") if path.is_file())
-            for path in found:
-                inner = path.relative_to(source)
-                if not any(part.startswith(".") for part in inner.parts):
-                    yield Document(path, _unused(inner.as_posix(), source.name, used), size=path.stat().st_size)
+            for path, size in walk.files(source):
+                yield Document(path, _unused(path.relative_to(source).as_posix(), source.name, used), size=size)
         elif not source.is_file():
             raise UsageError(f"'{source}' is neither a file nor a folder.", "Name the export itself.")
         else:
             yield Document(source, _unused(source.name, source.parent.name, used), size=source.stat().st_size)
+    walk.say_links()
+
+
+class _Walk:
+    """The files below folders. Names that begin with a point are passed over, what can't be read is a problem.
+
+    Links to files are followed, links to folders are not: they may lead round in a circle, or to all of a disk.
+    """
+
+    def __init__(self, dropped: Dropped) -> None:
+        self._dropped = dropped
+        self._links: list[Path] = []
+        self._seen: set[Path] = set()
+
+    def files(self, source: Path) -> list[tuple[Path, int]]:
+        """Return the files below a folder with their sizes, in a stable order.
+
+        Raises:
+            UsageError: the folder itself can't be read.
+        """
+        found: list[tuple[Path, int]] = []
+
+        def closed(error: OSError) -> None:
+            if Path(error.filename) == source:
+                raise error
+            self._say(Path(error.filename), error)
+
+        with file_errors(source, "read"):
+            for folder, below, names in os.walk(source, onerror=closed):
+                self._seen.add(Path(folder).resolve())
+                below[:] = [name for name in below if not name.startswith(".")]
+                self._links += [path for name in below if _is_link(path := Path(folder, name))]
+                for path in (Path(folder, name) for name in names if not name.startswith(".")):
+                    try:
+                        status = path.stat()
+                    except OSError as error:
+                        if error.errno not in (errno.ENOENT, errno.ELOOP):  # a link that leads nowhere
+                            self._say(path if _is_link(path) else path.parent, error)
+                    else:
+                        if stat.S_ISREG(status.st_mode):
+                            found.append((path, status.st_size))
+        return sorted(found)
+
+    def say_links(self) -> None:
+        """Say which links lead to a folder that was read under no other name."""
+        for link in sorted(self._links):
+            if (target := link.resolve()) not in self._seen:
+                self._dropped.problem(
+                    f"{Document(link, '')} is a link to a folder, which twin does not follow.",
+                    f"Name the folder itself beside the others: {Document(target, '')}",
+                )
+
+    def _say(self, path: Path, error: OSError) -> None:
+        try:
+            with file_errors(path, "read"):
+                raise error
+        except UsageError as told:
+            self._dropped.problem(told.message, told.hint)
+
+
+def _is_link(path: Path) -> bool:
+    return os.path.islink(path)  # noqa: PTH114 - Path's own raises where a folder may not be entered
 
 
 def _unused(name: str, folder: str, used: set[str]) -> str:
@@ -136,12 +197,12 @@ def find(
         UsageError: a source that does not exist.
     """
     known: list[tuple[Document, Importer]] = []
-    for found in _files(sources):
+    for found in _files(sources, dropped):
         file = replace(found, columns=tuple((columns or {}).items()))
         try:
             zipped = file.suffix == ".zip"
             with file_errors(file.file, "read"):
-                if zipped and file.size and not zipfile.is_zipfile(file.file):
+                if zipped and file.size and not _is_zip(file):
                     dropped.problem(f"{file} is a broken zip.", "Export or download it again.")
                     continue
             inside = _inside(file, dropped) if zipped and file.size else _known(file, dropped)
@@ -150,6 +211,11 @@ def find(
             continue
         known += inside
     return known
+
+
+def _is_zip(file: Document) -> bool:
+    with file.open() as handle:  # by its name, zipfile calls one that can't be opened no zip
+        return zipfile.is_zipfile(handle)
 
 
 def _known(document: Document, dropped: Dropped) -> list[tuple[Document, Importer]]:
