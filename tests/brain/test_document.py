@@ -78,6 +78,21 @@ def test_a_zip_of_several_chats():
     assert [one.id for one in brain.conversations()] == ["chat.zip/one.txt", "chat.zip/two.txt"]
 
 
+# Was wrong once: the first of two files of one name is lost in silence.
+def test_files_of_one_name_in_a_zip_are_told():
+    with zipfile.ZipFile("chat.zip", "w") as made, pytest.warns(UserWarning, match="Duplicate name"):
+        for name, content in [("a.txt", CHAT), ("b.jpg", ""), ("a.txt", CHAT.replace("hi", "hello")), ("b.jpg", "")]:
+            made.writestr(name, content)
+    texts, brain = spoken("chat.zip")
+    assert texts == ["hello", "yo"]
+    assert brain.dropped.counts == {"file in a zip with a later one of its name": 2, "file in a zip (.jpg)": 1}
+    assert brain.dropped.problems == {
+        "'a.txt' in 'chat.zip' is there more than once, and the last alone is read.": (
+            "Unpack it with a program that keeps both, and name the folder."
+        )
+    }
+
+
 def test_a_zip_of_journals():
     pack({"2024-01-02.md": "rain"})
     assert load([Path("chat.zip")], "Ana").journals[0].text == "rain"

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from twin.brain.document import Document, members
+from twin.brain.document import Document, members, repeated
 from twin.brain.forgotten import NOTHING, REASON, Forgotten
 from twin.brain.identity import Identity
 from twin.brain.importers import IMPORTERS, Importer, pick
@@ -237,8 +237,16 @@ def _inside(file: Document, dropped: Dropped) -> list[tuple[Document, Importer]]
     inner = members(file)
     if not inner:
         dropped.problem(f"{file} is empty.", "Export it again, or take it out of the folder.")
+    for name in repeated(file):
+        dropped.add("file in a zip with a later one of its name", where=file.name)
+        earlier = Document(file.file, file.name, name)
+        if _may_be_chat(earlier):
+            dropped.problem(
+                f"{earlier} is there more than once, and the last alone is read.",
+                "Unpack it with a program that keeps both, and name the folder.",
+            )
     for document in inner:
-        if document.suffix not in _MAY_BE_CHATS - {".zip"} | {""}:  # a mailbox may have no suffix
+        if not _may_be_chat(document):
             dropped.add(f"file in a zip ({document.suffix or 'no suffix'})", where=document.name)
             continue
         try:
@@ -259,6 +267,10 @@ def _inside(file: Document, dropped: Dropped) -> list[tuple[Document, Importer]]
     if inner and not found and not dropped.problems:
         dropped.add(f"unknown file: {file.name} (no chat that twin knows)", where=file.name)
     return found
+
+
+def _may_be_chat(member: Document) -> bool:
+    return member.suffix in _MAY_BE_CHATS - {".zip"} | {""}  # a mailbox may have no suffix
 
 
 def _unknown(document: Document) -> str:

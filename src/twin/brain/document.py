@@ -13,6 +13,7 @@ import os
 import struct
 import zipfile
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -209,7 +210,7 @@ def _checked(member: zipfile.ZipInfo, document: Document) -> zipfile.ZipInfo:
 
 
 def members(file: Document) -> list[Document]:
-    """Return the files inside a zip, in the order of their names.
+    """Return the files inside a zip, in the order of their names; of several with one name the last.
 
     Raises:
         UsageError: a broken zip, or one of more than a million files.
@@ -226,3 +227,10 @@ def members(file: Document) -> list[Document]:
     return [
         Document(file.file, f"{file.name}/{inner}", inner, own[inner].file_size, file.columns) for inner in sorted(own)
     ]
+
+
+def repeated(file: Document) -> list[str]:
+    """Return the names that stand more than once in a zip, once for each that ``members`` leaves out."""
+    archive = _archive(file.file, file.file.stat().st_mtime_ns)
+    times = Counter(member.filename for member in archive.infolist() if not member.is_dir())
+    return list((times - Counter(times.keys())).elements())
