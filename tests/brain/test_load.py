@@ -162,6 +162,22 @@ def test_an_empty_file(content):
     assert refusal("brain") == ("'brain/a.txt' is empty.", "Export it again, or take it out of the folder.")
 
 
+# Was wrong once: a misspelt name in [columns] is taken without a word, and the table is read by guess.
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("speeker", "Did you mean 'speaker'?"),
+        ("sender", "Did you mean 'speaker'?"),
+        ("von", "Known: at, context, conversation, other, response, speaker, text."),
+    ],
+)
+def test_an_unknown_name_of_a_column(name, hint):
+    put("brain/a.csv", "von,nachricht\nAna,hi\n")
+    with pytest.raises(UsageError) as caught:
+        load([Path("brain")], "Ana", columns={"text": "nachricht", name: "von"})
+    assert (caught.value.message, caught.value.hint) == (f"'twin.toml' has an unknown key '{name}' in [columns].", hint)
+
+
 def test_an_empty_folder():
     Path("brain").mkdir()
     message, hint = refusal("brain")

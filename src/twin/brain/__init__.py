@@ -19,6 +19,7 @@ from twin.brain.document import Document, members, repeated
 from twin.brain.forgotten import NOTHING, REASON, Forgotten
 from twin.brain.identity import Identity
 from twin.brain.importers import IMPORTERS, Importer, pick
+from twin.brain.importers.table import NAMES
 from twin.dropped import Dropped
 from twin.errors import UsageError, file_errors, nearest
 from twin.records import ME, Brain, Conversation, JournalEntry, Memory, Message, Personality
@@ -194,8 +195,11 @@ def find(
         dropped: told of files that are empty, broken or of an unknown layout.
 
     Raises:
-        UsageError: a source that does not exist.
+        UsageError: a source that does not exist; a column that twin has no such name for.
     """
+    for ours in columns or {}:
+        if ours not in NAMES:
+            raise UsageError(f"'twin.toml' has an unknown key '{ours}' in [columns].", nearest(ours, NAMES))
     known: list[tuple[Document, Importer]] = []
     for found in _files(sources, dropped):
         file = replace(found, columns=tuple((columns or {}).items()))
@@ -301,7 +305,7 @@ def load(
         watch: the reason whose texts are listed in the brain's ``dropped``.
 
     Raises:
-        UsageError: missing or unknown files, nothing readable, an unclear or silent person.
+        UsageError: missing or unknown files or columns, nothing readable, an unclear or silent person.
     """
     identity = Identity(people)
     dropped = Dropped(watch)
