@@ -143,12 +143,22 @@ class Document:
                         cut = line if line.endswith("\n") else line + _skip_line(text, len(line))
                         yield cut.rstrip("\r\n").replace("\0", "")
                 except UnicodeDecodeError:
-                    raise UsageError(
-                        f"{self} is not UTF-8 text (byte {self._first_bad_byte(encoding)} can't be decoded).",
-                        "Save it again as UTF-8; in most editors: Save as, Encoding, UTF-8.",
-                    ) from None
+                    raise self.not_text(encoding) from None
 
-    def _first_bad_byte(self, encoding: str) -> int:
+    def not_text(self, encoding: str, after: str = "") -> UsageError:
+        """Return what to say of bytes in it that its encoding does not have.
+
+        Args:
+            encoding: Python's name of it.
+            after: what could be read before them, e.g. ``"after 3 items"``.
+        """
+        where = f" {after}" if after else ""
+        return UsageError(
+            f"{self} is not UTF-8 text{where} (byte {self.first_bad_byte(encoding)} can't be decoded).",
+            "Save it again as UTF-8; in most editors: Save as, Encoding, UTF-8.",
+        )
+
+    def first_bad_byte(self, encoding: str) -> int:
         """Return where decoding fails, counted from the beginning: an error's own count begins at its last chunk."""
         decoder, before = codecs.getincrementaldecoder(encoding)(), 0
         with self.open() as handle:

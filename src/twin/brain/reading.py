@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from datetime import UTC, date, datetime
 from functools import lru_cache
-from typing import Any
+from typing import IO, Any
 
 import orjson
 
@@ -14,6 +14,7 @@ from twin.errors import UsageError
 from twin.records import Conversation, Message
 
 WHOLE_BYTES = 64 << 20  # JSON up to this size is parsed at once: six times as fast, and ten times its size in memory
+MAX_DEPTH = 64  # of JSON read item by item; no export needs a quarter of it
 PIECE = 4096  # messages of a conversation that are held at a time
 _BOM = b"\xef\xbb\xbf"
 
@@ -36,9 +37,11 @@ def json_value(document: Document, most: int = 256 << 20) -> Any:
     try:
         return orjson.loads(data.removeprefix(_BOM))
     except orjson.JSONDecodeError as error:
+        cut = "It may be cut short: export it again."
+        place = document.first_bad_byte("utf-8") if "UTF-8" in error.msg else None  # its own is the first line always
         raise UsageError(
             f"{document} is broken JSON: {error.msg} at line {error.lineno}.",
-            "It may be cut short: export it again.",
+            cut if place is None else f"Byte {place} can't be decoded: save it again as UTF-8.",
         ) from None
 
 
@@ -82,14 +85,71 @@ def json_items(document: Document, *path: str) -> Iterator[Any]:
         if handle.read(3) != _BOM:
             handle.seek(0)
         try:
-            for item in ijson.items(handle, prefix, use_float=True):
+            for item in ijson.items(_Shallow(handle), prefix, use_float=True):
                 done += 1
                 yield item
         except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise UsageError(
-                f"{document} is broken JSON after {done} items: {reason}.", "It may be cut short: export it again."
-            ) from None
+            reason = _first_line(error)
+            if "UTF8" in reason or isinstance(error, UnicodeDecodeError):
+                raise document.not_text("utf-8", f"after {done} items") from None
+            hint = "Export it again." if isinstance(error, RecursionError) else "It may be cut short: export it again."
+            raise UsageError(f"{document} is broken JSON after {done} items: {reason}.", hint) from None
+
+
+def _first_line(error: Exception) -> str:
+    """Return what a parser says, without the piece of the file that it shows below."""
+    told = error.args[0] if error.args else ""
+    words = (told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)).strip()
+    return words.splitlines()[0].rstrip(".") if words else type(error).__name__
+
+
+class _Shallow:
+    """A file of JSON that ends with a RecursionError before a value nested too deep.
+
+    Not obvious: ijson keeps the path of each level that it is in, so a value nested 100,000 deep takes all memory.
+    """
+
+    _BRACKETS = bytes.maketrans(b"{}", b"[]")
+    _NO_MARKS = bytes(byte for byte in range(256) if byte not in b'[]{}"')
+    _STEP = 64
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self._state = (0, False, False)  # how deep the next byte stands, whether in a string, whether behind a \\
+        self._is_over = False
+
+    def read(self, size: int) -> bytes:
+        """Return the next bytes."""
+        data, good, before = b"", 0, self._state
+        if not self._is_over:
+            data = self._handle.read(size)
+            if not self._goes_too_deep(data):
+                return data
+            self._state = before
+            while good < len(data) and not self._goes_too_deep(data[good : good + self._STEP]):
+                good += self._STEP
+            self._is_over = good < len(data)
+        if self._is_over and not good:
+            raise RecursionError(f"nested more than {MAX_DEPTH} deep")
+        return data[:good]
+
+    def _goes_too_deep(self, data: bytes) -> bool:
+        """Move on by ``data``; what is kept of it, brackets and quotes, is a tenth."""
+        depth, in_string, escaped = self._state
+        data = b"\\" * escaped + data
+        escaped = False
+        if b"\\" in data:
+            data = data.replace(b"\\\\", b"")
+            escaped = data.endswith(b"\\")
+            data = data.replace(b'\\"', b"")
+        marks = data.translate(self._BRACKETS, self._NO_MARKS).replace(b'""', b"").split(b'"')
+        brackets, levels = b"".join(marks[in_string::2]), 0
+        while b"[]" in brackets and depth + levels <= MAX_DEPTH:
+            brackets = brackets.replace(b"[]", b"")
+            levels += 1
+        end = depth + brackets.count(b"[") - brackets.count(b"]")
+        self._state = (end, in_string != (len(marks) % 2 == 0), escaped)
+        return max(depth + levels, end) > MAX_DEPTH
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Iterator[Any]:
