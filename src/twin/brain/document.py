@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
@@ -61,7 +61,7 @@ class Document:
         """Its path inside the zip, or its own: for names and suffixes."""
         return PurePosixPath(self.member) if self.member else PurePosixPath(self.file.as_posix())
 
-    @property
+    @cached_property  # every importer asks for it of every file
     def suffix(self) -> str:
         """The suffix in small letters, with its dot."""
         return self.path.suffix.lower()
