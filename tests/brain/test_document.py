@@ -51,6 +51,9 @@ def test_nul_characters_are_left_out():
 def test_a_line_of_any_length_is_cut_and_the_next_is_whole(monkeypatch):
     monkeypatch.setattr(documents, "MAX_LINE_BYTES", 10)
     assert lines_of("é" * 25 + "\nnext\n" + "b" * 10) == ["é" * 10, "next", "b" * 10]
+    dropped = Dropped()
+    list(put("a.txt", "é" * 10 + "\r\n" + "é" * 11 + "\nnext\n" + "b" * 10).lines(dropped))
+    assert dropped.counts == {"rest of a line of over 4 MiB": 1}
     assert list(put("a.txt", "a" * 25 + "\nnext\n").byte_lines()) == [(1, None), (2, b"next")]
 
 

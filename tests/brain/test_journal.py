@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.brain import reading
 from tests.brain.reading import put
+from twin.brain import document as documents
 from twin.brain.importers import journal, pick
 from twin.records import JournalEntry
 
@@ -313,6 +314,14 @@ def test_a_chat_in_an_unknown_layout_is_no_journal(lines):
 )
 def test_notes_with_dates_and_colons_are_journals(text):
     assert pick(put("notes.txt", text), text.encode()) is journal
+
+
+# Was wrong once: the rest of a line that is too long is lost without a word.
+def test_lines_that_are_cut_are_counted(monkeypatch):
+    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 20)
+    [entry], skipped = read("slept in\n" + "walked home " * 3 + "\nrain\n")
+    assert entry.text == "slept in\nwalked home walked h\nrain"
+    assert skipped == {"rest of a line of over 4 MiB": 1}
 
 
 def test_the_sample_keeps_its_entries(sample_brain):

@@ -381,7 +381,8 @@ def test_parts():
 
 def test_large_mails_are_cut_and_the_next_is_found():
     long = mail("x" * 999 + "\n" + "y\n" * (1 << 20))
-    found, _ = read(long, mail("next"))
+    found, skipped = read(long, mail("next"))
+    assert skipped == {"rest of a mail of over 1 MiB": 1}
     assert [len(one.messages[0].text) for one in found] == [pytest.approx(1 << 20, rel=0.01), 4]
 
 
@@ -396,6 +397,18 @@ def test_it_is_found_by_its_beginning(name):
     assert pick(source, source.head()) is mbox
     talk = next(load([Path("brain")], "ana@x.org", {"Ana": ["ana@x.org", "Ana Roca"]}).conversations())
     assert [(said.speaker, said.text) for said in talk.messages] == [("Ana", "hi"), ("Beto", "yo")]
+
+
+# Was wrong once: what is cut off a mail is not counted. What is cut off an attachment is nobody's words.
+def test_only_words_that_are_cut_off_are_counted(monkeypatch):
+    monkeypatch.setattr(mbox, "MAX_MAIL", 1000)
+    kinds = {"plain": ["text/plain"], "other": ["text/plain; name=a.txt", "application/pdf", "image/png"]}
+    for kind in kinds["plain"] + kinds["other"]:
+        parts = f"--b\n\nhi there\n--b\nContent-Type: {kind}\n\n" + "words\n" * 500 + "--b--"
+        found, skipped = read(mail(parts, content_type="multipart/mixed; boundary=b"))
+        assert found[0].messages[0].text.startswith("hi there")
+        assert skipped == ({"rest of a mail of over 1 MiB": 1} if kind in kinds["plain"] else {})
+    assert read(mail("x" * 1200 + "\n\n\n"))[1] == {}  # blank lines alone are cut
 
 
 def test_in_a_zip():

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from tests.brain import reading
 from tests.brain.reading import document
+from twin.brain import document as documents
 from twin.brain.importers import whatsapp
 from twin.errors import UsageError
 from twin.records import Message
@@ -21,6 +22,14 @@ def read(text, name="chat.txt"):
     assert len(conversations) <= 1
     assert all(conversation.id == name for conversation in conversations)
     return [message for conversation in conversations for message in conversation.messages], skipped
+
+
+# Was wrong once: the rest of a line that is too long is lost without a word.
+def test_lines_that_are_cut_are_counted_once(monkeypatch):
+    monkeypatch.setattr(documents, "MAX_LINE_BYTES", 30)
+    said, skipped = read("09/01/2024, 18:42 - Ana: a very long line\n09/01/2024, 18:43 - Bo: yo\n")
+    assert [message.text for message in said] == ["a ver", "yo"]
+    assert skipped == {"rest of a line of over 4 MiB": 1}
 
 
 STYLES = {

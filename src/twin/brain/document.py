@@ -21,6 +21,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path, PurePosixPath
 from typing import IO
 
+from twin.dropped import Dropped
 from twin.errors import UsageError, file_errors
 
 HEAD_BYTES = 64 * 1024
@@ -127,10 +128,13 @@ class Document:
         if held or too_long:
             yield number + 1, None if too_long else held.rstrip(b"\r")
 
-    def lines(self) -> Iterator[str]:
+    def lines(self, dropped: Dropped | None = None) -> Iterator[str]:
         """Yield its lines as text, without their ends; a line of over 4 MiB characters is cut there.
 
         UTF-8, or UTF-16 with its byte order mark. NUL characters are left out.
+
+        Args:
+            dropped: counts the lines that are cut.
 
         Raises:
             UsageError: bytes that are neither.
@@ -140,8 +144,10 @@ class Document:
             with io.TextIOWrapper(handle, encoding, newline="\n") as text:
                 try:
                     while line := text.readline(MAX_LINE_BYTES):
-                        cut = line if line.endswith("\n") else line + _skip_line(text, len(line))
-                        yield cut.rstrip("\r\n").replace("\0", "")
+                        cut = len(line) == MAX_LINE_BYTES and not line.endswith("\n") and _skip_line(text)
+                        if cut and dropped is not None:
+                            dropped.add("rest of a line of over 4 MiB", where=self.name)
+                        yield line.rstrip("\r\n").replace("\0", "")
                 except UnicodeDecodeError:
                     raise self.not_text(encoding) from None
 
@@ -172,15 +178,18 @@ class Document:
                 if not data:
                     return before
 
-    def text(self) -> str:
+    def text(self, dropped: Dropped | None = None) -> str:
         """Return all of it, with a line feed between lines.
+
+        Args:
+            dropped: counts the lines that are cut.
 
         Raises:
             UsageError: not text, or over 64 MiB.
         """
         if self.size > 64 << 20:
             raise UsageError(f"{self} is {self.size:,} bytes, more than a text is.", "Take it out of the folder.")
-        return "\n".join(self.lines())
+        return "\n".join(self.lines(dropped))
 
 
 def _encoding(start: bytes) -> str:
@@ -193,12 +202,14 @@ def as_text(head: bytes) -> str:
     return head.decode(_encoding(head), "ignore").replace("\0", "")
 
 
-def _skip_line(text: io.TextIOWrapper, read: int) -> str:
-    """Pass over the rest of a line that is too long; the last line of a file has no end and is whole."""
-    if read == MAX_LINE_BYTES:
-        while (rest := text.readline(MAX_LINE_BYTES)) and not rest.endswith("\n"):
-            pass
-    return "\n"
+def _skip_line(text: io.TextIOWrapper) -> bool:
+    """Pass over the rest of a line, and say whether there was more than its end."""
+    found = False
+    while rest := text.readline(MAX_LINE_BYTES):
+        found = found or bool(rest.strip("\r\n"))
+        if rest.endswith("\n"):
+            break
+    return found
 
 
 @lru_cache(maxsize=4)

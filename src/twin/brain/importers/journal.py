@@ -100,11 +100,11 @@ def sniff(document: Document, head: bytes) -> bool:
 
 
 def read(document: Document, dropped: Dropped) -> Iterator[JournalEntry]:
-    """Yield the entries; count those of which nothing but a heading is there.
+    """Yield the entries; count those of which nothing but a heading is there, and lines that are cut.
 
     Of several entries in one file the first dated one is ``name#1``; what stands above it is ``name#0``.
     """
-    front, lines = _front_matter(document.text().split("\n"))
+    front, lines = _front_matter(document.text(dropped).split("\n"))
     above, *dated = _sections(lines)
     above_is_empty = not any(line.strip() for line in above.lines)
     if len(dated) == 1 and not any(line.strip() for line in dated[0].lines):  # a date below its text

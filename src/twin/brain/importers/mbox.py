@@ -171,8 +171,8 @@ class _Threads:
 def _mails(document: Document, dropped: Dropped) -> Iterator[_Mail]:
     seen: set[str] = set()
     with document.open() as handle:
-        for number, (postmark, raw) in enumerate(_split(handle)):
-            letter = _Letter(number, postmark, raw)
+        for number, (postmark, raw, is_cut) in enumerate(_split(handle)):
+            letter = _Letter(number, postmark, raw, is_cut)
             reason = letter.reason()
             if not reason and letter.id:
                 reason = "duplicate" if letter.id in seen else None
@@ -180,36 +180,48 @@ def _mails(document: Document, dropped: Dropped) -> Iterator[_Mail]:
             texts: Sequence[_Mail] = ()
             if not reason:
                 texts, reason = letter.read()
+                if letter.is_text_cut:
+                    dropped.add("rest of a mail of over 1 MiB", letter.title, document.name)
             if reason:
                 dropped.add(reason, letter.title, document.name)
             yield from texts
 
 
-def _split(handle: IO[bytes]) -> Iterator[tuple[bytes, bytes]]:
-    """Yield each message's postmark and its first MiB."""
+def _split(handle: IO[bytes]) -> Iterator[tuple[bytes, bytes, bool]]:
+    """Yield each message's postmark, its first MiB, and whether there was more."""
     kept: list[bytes] = []
-    postmark, size, after_blank = b"", 0, True
+    postmark, size, is_cut, after_blank = b"", 0, False, True
     line = handle.readline(MAX_LINE)
     while line:
         following = handle.readline(MAX_LINE)
         if after_blank and _POSTMARK.fullmatch(line) and _FIELD.match(following):
             if kept:
-                yield postmark, b"".join(kept)
-            postmark, kept, size = line, [], 0
+                yield postmark, b"".join(kept), is_cut
+            postmark, kept, size, is_cut = line, [], 0, False
         elif size < MAX_MAIL:
             kept.append(line[1:] if line.startswith(b">") and line.lstrip(b">").startswith(b"From ") else line)
             size += len(line)
+        else:
+            is_cut = is_cut or bool(line.strip())
         after_blank = line in (b"\n", b"\r\n")
         line = following
     if kept:
-        yield postmark, b"".join(kept)
+        yield postmark, b"".join(kept), is_cut
 
 
 class _Letter:
-    """One mail of the file, of which no more is read than is asked for."""
+    """One mail of the file, of which no more is read than is asked for.
 
-    def __init__(self, number: int, postmark: bytes, raw: bytes) -> None:
-        self._number, self._raw = number, raw
+    Args:
+        number: its place in the file.
+        postmark: the line above it.
+        raw: its bytes.
+        is_cut: whether there were more of them.
+    """
+
+    def __init__(self, number: int, postmark: bytes, raw: bytes, is_cut: bool) -> None:
+        self._number, self._raw, self._is_cut = number, raw, is_cut
+        self.is_text_cut = False  # known once it is read
         self._postmark = postmark.decode("latin-1")
         self._fields: dict[str, str] = {}
         # The older policy: the default one takes a millisecond a mail, and raises on addresses that are cut short.
@@ -252,6 +264,7 @@ class _Letter:
         """Return what was typed, and the reason where that is nothing: more than one message of an old Gmail chat."""
         try:
             part = BytesParser(policy=policy.compat32).parsebytes(self._raw)
+            self.is_text_cut = self._is_cut and _is_text(_last(part))  # most is the last of an attachment
             talk = [text for text in _texts(part, "text/xml") if "google:archive:conversation" in text]
             plain = "\n\n".join(_texts(part, "text/plain"))
             whole = plain if plain.strip() else "\n\n".join(map(html_text, _texts(part, "text/html")))
@@ -347,6 +360,22 @@ def _decoded(data: bytes, charset: str) -> str:
     return data.decode("utf-8", "replace")
 
 
+def _last(part: Part) -> Part:
+    """Return the part of a message that ends it, which is no part of others."""
+    for _ in range(MAX_DEPTH):
+        inner = part.get_payload()
+        if not isinstance(inner, list) or not inner or not isinstance(inner[-1], Part):
+            break
+        part = inner[-1]
+    return part
+
+
+def _is_text(part: Part) -> bool:
+    """Say whether a part is text and no attached file."""
+    is_file = part.get_content_disposition() == "attachment" or part.get_filename()
+    return part.get_content_maintype() == "text" and not is_file
+
+
 def _texts(part: Part, kind: str, depth: int = 0) -> Iterator[str]:
     """Yield the texts of one kind in a message; attached files and mails are none."""
     if part.get_content_maintype() == "multipart":
@@ -354,9 +383,9 @@ def _texts(part: Part, kind: str, depth: int = 0) -> Iterator[str]:
         for one in inner if isinstance(inner, list) and depth < MAX_DEPTH else ():
             if isinstance(one, Part):
                 yield from _texts(one, kind, depth + 1)
-    elif part.get_content_type() == kind and part.get_content_disposition() != "attachment":
+    elif part.get_content_type() == kind and _is_text(part):
         data = part.get_payload(decode=True)
-        if isinstance(data, bytes) and not part.get_filename():
+        if isinstance(data, bytes):
             text = _decoded(data, part.get_content_charset("utf-8")).replace("\r\n", "\n").replace("\r", "\n")
             flowed = str(part.get_param("format", "")).lower() == "flowed"
             yield _joined(text, str(part.get_param("delsp", "")).lower() == "yes") if flowed else text

@@ -206,7 +206,7 @@ def _sender(name: str | None) -> str:
 def _from_chat_md(document: Document, dropped: Dropped) -> Iterator[Message]:
     begun: tuple[datetime | None, str] | None = None
     said: list[str] = []
-    for line in document.lines():
+    for line in document.lines(dropped):
         if match := _CHAT_MD.fullmatch(line):
             if begun and (message := _from_section(*begun, said, document.name, dropped)):
                 yield message

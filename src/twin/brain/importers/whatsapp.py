@@ -82,7 +82,7 @@ def _messages(document: Document, order: str, dropped: Dropped) -> Iterator[Mess
     at: datetime | None = None
     said: list[str] = []
     marked = False
-    for raw in document.lines():
+    for raw in document.lines(dropped):
         line = _visible(raw)
         match = _START.match(line)
         begins = _when(match, order) if match else None
