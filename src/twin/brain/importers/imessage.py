@@ -96,7 +96,7 @@ def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
 @contextmanager
 def _opened(document: Document) -> Iterator[sqlite3.Connection]:
     """Open a database so that neither it nor a file beside it is written, and nothing in it is run."""
-    most = MAX_STEPS + MAX_STEPS_PER_BYTE * document.file.stat().st_size
+    most = MAX_STEPS + MAX_STEPS_PER_BYTE * document.size
     steps = 0
 
     def is_over() -> bool:
