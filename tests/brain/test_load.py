@@ -1,5 +1,6 @@
 """Files and folders → one Brain: what is read, whose it is, and what each bad input is told."""
 
+import builtins
 import errno
 import io
 import os
@@ -299,7 +300,8 @@ def test_a_zip_without_permission(monkeypatch):
             raise PermissionError(errno.EACCES, "Permission denied", str(path))
         return real(path, *args, **options)
 
-    monkeypatch.setattr(io, "open", guarded)
+    for owner in (io, builtins):  # zipfile has both
+        monkeypatch.setattr(owner, "open", guarded)
     assert load([Path("brain")], "Ana").dropped.problems == {
         "No permission to read 'brain/closed.zip'.": "See its owner and mode: ls -l 'brain/closed.zip'"
     }
