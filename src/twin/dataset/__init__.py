@@ -147,7 +147,7 @@ def build(
 def _shards(
     brain: Brain, prompt: SystemPrompt, job: Job, scratch: Path, dropped: Dropped, run: Map, tick: Tick
 ) -> list[Shard]:
-    """Return the rows of the chats, a shard a run of files; then those of everything else, told in the person's hand."""
+    """Return the rows of the chats, a shard a run of files; then those of all else, told in the person's hand."""
     shards = []
     for one in run(partial(_chat_shard, job, scratch), enumerate(_grouped(brain.chats))):
         shards.append(one)
