@@ -205,7 +205,7 @@ def test_nothing_but_unknown_files():
         (
             "a.json",
             b'{"memories": [{"memory": "caf\xe9"}]}',
-            "'a.json' is broken JSON: str is not valid UTF-8: surrogates not allowed at line 1.",
+            "'a.json' is not UTF-8 text (byte 29 can't be decoded).",
         ),
     ],
 )

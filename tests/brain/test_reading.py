@@ -12,6 +12,7 @@ from tests.brain.reading import put
 from twin.brain import reading
 from twin.brain.reading import MAX_DEPTH, json_items, json_value
 from twin.errors import UsageError
+from twin.records import Message
 
 UTF8_HINT = "Save it again as UTF-8; in most editors: Save as, Encoding, UTF-8."
 
@@ -52,7 +53,8 @@ def test_a_break_is_told_in_one_line(content, reason):
 def test_a_byte_that_is_no_utf_8_in_what_is_read_at_once():
     with pytest.raises(UsageError) as caught:
         json_value(put("a.json", b'{"a":\n "caf\xe9"}'))
-    assert caught.value.hint == "Byte 11 can't be decoded: save it again as UTF-8."
+    assert caught.value.message == "'a.json' is not UTF-8 text (byte 11 can't be decoded)."
+    assert caught.value.hint == UTF8_HINT
 
 
 # Was wrong once: a value nested 100,000 deep takes 20 GB, and the process is killed.
@@ -94,3 +96,12 @@ values = st.recursive(
 def test_any_json_is_read_whatever_the_chunks(items, size, indent):
     data = json.dumps(items, indent=indent).encode()
     assert list(ijson.items(reading._Shallow(io.BytesIO(data)), "item", buf_size=size)) == items
+
+
+def test_a_piece_ends_where_it_holds_enough(monkeypatch):
+    monkeypatch.setattr(reading, "PIECE", 4)
+    monkeypatch.setattr(reading, "PIECE_CHARACTERS", 10)
+    said = [Message("Ana", "a" * length) for length in (1, 1, 1, 1, 6, 5, 1, 40, 1)]
+    found = list(reading.pieces("c", said))
+    assert [(one.start, len(one.messages)) for one in found] == [(0, 4), (4, 2), (6, 2), (8, 1)]
+    assert [message for one in found for message in one.messages] == said

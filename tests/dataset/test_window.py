@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from twin.dataset import window
 from twin.dataset.redact import Redactor
 from twin.dataset.shard import Job, chats
 from twin.dataset.table import Table
@@ -46,6 +47,15 @@ def test_messages_without_a_time_or_out_of_order_do_not_cut():
     messages = talk(("Beto", "a", 50), ("Ana", "b", 1), ("Beto", "c", None), ("Ana", "d", 99))
     assert [(start, len(run)) for start, run in cut(messages, HOUR)] == [(0, 4)]
     assert list(sessions([], HOUR)) == []
+
+
+def test_a_chat_without_silences_is_cut_between_its_pieces(monkeypatch):
+    monkeypatch.setattr(window, "MAX_SESSION", 6)
+    said = talk(*[("Beto", str(number), 0) for number in range(20)])
+    chat = [Conversation("c", said[start : start + 4], start) for start in range(0, 20, 4)]
+    cut = list(sessions(chat, HOUR))
+    assert [(one.start, len(one.messages)) for one in cut] == [(0, 8), (8, 8), (16, 4)]
+    assert [message for one in cut for message in one.messages] == list(said)
 
 
 def test_bursts_are_one_turn_a_line_each():

@@ -160,11 +160,11 @@ class Document:
         """
         where = f" {after}" if after else ""
         return UsageError(
-            f"{self} is not UTF-8 text{where} (byte {self.first_bad_byte(encoding)} can't be decoded).",
+            f"{self} is not UTF-8 text{where} (byte {self._first_bad_byte(encoding)} can't be decoded).",
             "Save it again as UTF-8; in most editors: Save as, Encoding, UTF-8.",
         )
 
-    def first_bad_byte(self, encoding: str) -> int:
+    def _first_bad_byte(self, encoding: str) -> int:
         """Return where decoding fails, counted from the beginning: an error's own count begins at its last chunk."""
         decoder, before = codecs.getincrementaldecoder(encoding)(), 0
         with self.open() as handle:

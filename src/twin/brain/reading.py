@@ -16,6 +16,7 @@ from twin.records import Conversation, Message
 WHOLE_BYTES = 64 << 20  # JSON up to this size is parsed at once: six times as fast, and ten times its size in memory
 MAX_DEPTH = 64  # of JSON read item by item; no export needs a quarter of it
 PIECE = 4096  # messages of a conversation that are held at a time
+PIECE_CHARACTERS = 4 << 20
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -37,11 +38,10 @@ def json_value(document: Document, most: int = 256 << 20) -> Any:
     try:
         return orjson.loads(data.removeprefix(_BOM))
     except orjson.JSONDecodeError as error:
-        cut = "It may be cut short: export it again."
-        place = document.first_bad_byte("utf-8") if "UTF-8" in error.msg else None  # its own is the first line always
+        if "UTF-8" in error.msg:  # its place is the first line always
+            raise document.not_text("utf-8") from None
         raise UsageError(
-            f"{document} is broken JSON: {error.msg} at line {error.lineno}.",
-            cut if place is None else f"Byte {place} can't be decoded: save it again as UTF-8.",
+            f"{document} is broken JSON: {error.msg} at line {error.lineno}.", "It may be cut short: export it again."
         ) from None
 
 
@@ -200,17 +200,18 @@ def clean(value: Any) -> str:
 
 
 def pieces(conversation_id: str, messages: Iterable[Message]) -> Iterator[Conversation]:
-    """Yield a conversation in pieces of at most 4,096 messages, each with the number of its first.
+    """Yield a conversation in pieces of at most 4,096 messages, fewer long ones, each with the number of its first.
 
     Where ``messages`` ends with an error, what came before it is yielded first.
     """
-    start, held = 0, list[Message]()
+    start, characters, held = 0, 0, list[Message]()
     try:
         for message in messages:
             held.append(message)
-            if len(held) == PIECE:
+            characters += len(message.text)
+            if len(held) == PIECE or characters > PIECE_CHARACTERS:
                 yield Conversation(conversation_id, tuple(held), start)
-                start, held = start + PIECE, []
+                start, characters, held = start + len(held), 0, []
     except UsageError:
         if held:
             yield Conversation(conversation_id, tuple(held), start)

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from twin.records import Conversation, Message, Role
 
+MAX_SESSION = 20_000  # messages, about: a group that is never silent would be one session, held whole in memory
+
 
 class Session(NamedTuple):
     """Messages without a long silence between them.
@@ -51,11 +53,11 @@ def sessions(conversations: Iterable[Conversation], gap: timedelta) -> Iterator[
     """Yield runs of messages without a silence of ``gap`` between them.
 
     The pieces of one chat are joined where the next begins with the message after the last; a hidden message between
-    them ends the session.
+    them ends the session, and so does the end of a piece once it holds 20,000 messages.
     """
     name, start, held = "", 0, list[Message]()
     for piece in conversations:
-        if held and (piece.id != name or piece.start != start + len(held)):
+        if held and (piece.id != name or piece.start != start + len(held) or len(held) >= MAX_SESSION):
             yield Session(name, start, held)
             held = []
         if not held:
