@@ -230,6 +230,10 @@ def _checked(member: zipfile.ZipInfo, document: Document) -> zipfile.ZipInfo:
     return member
 
 
+def _is_file(member: zipfile.ZipInfo) -> bool:
+    return bool(member.filename) and not member.is_dir()
+
+
 def members(file: Document) -> list[Document]:
     """Return the files inside a zip, in the order of their names; of several with one name the last.
 
@@ -244,7 +248,7 @@ def members(file: Document) -> list[Document]:
         raise UsageError(f"{file} is a broken zip: {error}.", "Export or download it again.") from None
     if len(found) > MAX_MEMBERS:
         raise UsageError(f"{file} holds {len(found):,} files.", "Unpack it yourself if you trust it.")
-    own = {member.filename: member for member in found if member.filename and not member.is_dir()}
+    own = {member.filename: member for member in found if _is_file(member)}
     return [
         Document(file.file, f"{file.name}/{inner}", inner, own[inner].file_size, file.columns) for inner in sorted(own)
     ]
@@ -253,5 +257,5 @@ def members(file: Document) -> list[Document]:
 def repeated(file: Document) -> list[str]:
     """Return the names that stand more than once in a zip, once for each that ``members`` leaves out."""
     archive = _archive(file.file, file.file.stat().st_mtime_ns)
-    times = Counter(member.filename for member in archive.infolist() if not member.is_dir())
+    times = Counter(member.filename for member in archive.infolist() if _is_file(member))
     return list((times - Counter(times.keys())).elements())
