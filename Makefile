@@ -7,6 +7,9 @@ BIN := $(VENV)/bin
 UV := $(shell command -v uv 2>/dev/null || echo .make/uv/bin/uv)
 STAMP := $(VENV)/.installed
 
+# The tests start Python hundreds of times: what it compiles is kept.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test fast lint bench ollama extras clean
 
 demo: $(STAMP)-demo

@@ -106,6 +106,7 @@ def train(
     started = time.perf_counter()
     plan = plan_training(settings.train, load_preset(settings.train.preset))
     paths = runs.run_paths(output.name, output.parent) if output else runs.run_paths(settings.train.name or plan.preset)
+    dataset_rows.paths_of(settings)  # a missing dataset is told before anything is fetched
     family = preflight(settings, plan, paths.root, reporter)
     rows = dataset_rows.load(settings)
     if rows.left_out:

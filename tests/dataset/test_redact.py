@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 
 import orjson
+import pyap
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from twin.dataset import redact
 from twin.dataset.redact import CLOSE, OPEN, Found, Redactor, find, numbered, plain_digits
 from twin.dataset.secrets import kind_of_secret
 
@@ -222,6 +224,28 @@ def test_an_address_is_one_value_wherever_it_stands(address):
     assert [len(values) for values in found] == [1, 1, 1]
     assert len({values[0].value for values in found}) == 1
     assert Redactor().redact(f"come to {address}, at 8") == "come to [address 1], at 8"
+
+
+NUMBERS = ["12", "10-10", "Twenty Two", "One", "P.O. Box 12", "10000"]
+STREETS = ["Main Street", "Elm St", "Downing Street", "Infinite Loop"]
+PLACES = ["Springfield", "London", "Ottawa", "IL", "Illinois", "CA", "ON", "so"]
+CODES = ["62704", "95014-1234", "SW1A 2AA", "K1A 0B1"]
+ADDRESS_PARTS = st.sampled_from([*NUMBERS, *STREETS, *PLACES, *CODES])
+
+
+@given(st.lists(ADDRESS_PARTS, min_size=3, max_size=7), st.sampled_from([", ", " "]))
+@example(["P.O. Box 12", "Springfield", "IL", "62704"], ", ")
+@example(["Twenty Two", "Main Street", "Springfield", "Illinois", "62704"], " ")
+@example(["Downing Street", "London", "SW1A 2AA"], ", ")
+def test_no_address_with_a_postal_code_is_passed_over(parts, between):
+    text = between.join(parts)
+    for country in ("US", "CA", "GB"):
+        if any(one.postal_code for one in pyap.parse(text, country=country)):
+            assert redact._may_be_addressed(text, country)
+
+
+def test_a_number_alone_is_not_looked_at():
+    assert not any(redact._may_be_addressed("it was 10000 in the end, 7919 of us", country) for country in ("US", "CA"))
 
 
 @pytest.mark.parametrize(

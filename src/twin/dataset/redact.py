@@ -15,7 +15,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 OPEN, CLOSE = "\ue000", "\ue001"
 LOCAL = re.compile(f"{OPEN}([a-z]+)(\\d+){CLOSE}")
@@ -74,9 +74,16 @@ _IPV6 = re.compile(
     r"(?<![0-9A-Za-z_:.])(?:[0-9a-fA-F]{0,4}:){2,7}(?:[0-9a-fA-F]{1,4}|(?:\d{1,3}\.){3}\d{1,3})?(?:%[0-9A-Za-z]+)?"
     r"(?![0-9A-Za-z_:])"
 )
-# Of the United States, Canada and Britain: whole postal addresses there have one.
-_POSTAL_CODE = re.compile(
-    r"\b\d{5}(?:-\d{4})?\b|\b[A-Z]\d[A-Z] ?\d[A-Z]\d\b|\b[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}\b", re.IGNORECASE
+# Whole postal addresses have one; pyap is slowest where it finds nothing.
+_Country = Literal["US", "CA", "GB"]
+_POSTAL_CODES: dict[_Country, re.Pattern[str]] = {
+    "US": re.compile(r"\b\d{5}(?:-\d{4})?\b"),
+    "CA": re.compile(r"\b[A-Z]\d[A-Z] ?\d[A-Z]\d\b", re.IGNORECASE),
+    "GB": re.compile(r"\b[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}\b", re.IGNORECASE),
+}
+_HOUSE_NUMBER = re.compile(
+    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|hundred|thousand|box)\b",
+    re.IGNORECASE,
 )
 _LONGEST_ADDRESSED = 1000
 _VERSION = re.compile(
@@ -252,12 +259,13 @@ def _ips(text: str) -> list[Found]:
 
 
 def _addresses(text: str) -> list[Found]:
-    if len(text) > _LONGEST_ADDRESSED or not _POSTAL_CODE.search(text):
+    countries = [country for country in _POSTAL_CODES if _may_be_addressed(text, country)]
+    if not countries:
         return []
     import pyap  # late: it costs a millisecond a message, and few messages have a postal code
 
     found: list[Found] = []
-    for country in ("US", "CA", "GB"):
+    for country in countries:
         for one in pyap.parse(text, country=country):
             # Its places are those of a text whose spaces it changed: the words are looked for again.
             words = re.findall(r"\w+", str(one.full_address))
@@ -265,6 +273,14 @@ def _addresses(text: str) -> list[Found]:
             if place and not _overlaps(place.start(), place.end(), found):
                 found.append(Found(place.start(), place.end(), "address", " ".join(words).casefold()))
     return found
+
+
+def _may_be_addressed(text: str, country: _Country) -> bool:
+    """Say whether a postal code of a country stands there and, but for Britain, a house's number before it."""
+    if len(text) > _LONGEST_ADDRESSED:
+        return False
+    last = max((match.start() for match in _POSTAL_CODES[country].finditer(text)), default=-1)
+    return last >= 0 and (country == "GB" or bool(_HOUSE_NUMBER.search(text, 0, last)))
 
 
 def _phones(text: str, regions: tuple[str, ...], taken: Sequence[Found]) -> list[Found]:
