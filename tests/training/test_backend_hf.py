@@ -1,7 +1,10 @@
 """The real Trainer on a two-layer model: resumption to the same bits, what is measured, what is refused."""
 
+import itertools
 import math
+import re
 from pathlib import Path
+from types import SimpleNamespace
 
 import peft
 import pytest
@@ -140,3 +143,16 @@ def test_attention_that_the_tree_does_not_compute_is_refused(base, tmp_path, key
     config.save_pretrained(tmp_path)
     with pytest.raises(GateError, match="which prefix packing does not compute yet"):
         backend_hf.load_model(tmp_path, "cpu", torch.float32)
+
+
+def test_the_dtype_of_a_cpu_is_measured_and_the_reason_told():
+    dtype, why = backend_hf.choose_dtype("cpu")
+    ratio = float(re.search(r"run at (\d+\.\d)x the rate of float32", why)[1])
+    assert ratio == 1.2 or dtype == (torch.bfloat16 if ratio > 1.2 else torch.float32)  # told in tenths
+
+
+def test_slow_products_are_measured_few_times(monkeypatch):
+    clock = itertools.count(step=0.5)  # each look at it is half a second later
+    monkeypatch.setattr(backend_hf, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert backend_hf.choose_dtype("cpu")[0] == torch.float32
+    assert next(clock) == 5.0  # five looks for each dtype: where it began, and two products
