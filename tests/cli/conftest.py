@@ -12,14 +12,29 @@ from typing import Any
 
 import pytest
 
+from twin.cli.main import main
+
 NOBODY = "127.0.0.1:9"  # the discard port: nothing listens there
 
 
 @dataclass(frozen=True)
 class Twin:
-    """Runs ``python -m twin`` in the current folder."""
+    """Runs ``twin`` in the current folder, in this process: an exception that escapes fails the test by itself."""
+
+    capfd: pytest.CaptureFixture[str]
 
     def __call__(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run it; with ``options`` of ``subprocess.run``, in a process of its own."""
+        if options:
+            return self.process(*arguments, **options)
+        self.capfd.readouterr()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("OLLAMA_HOST", NOBODY)
+            code = main(list(arguments))
+        return subprocess.CompletedProcess(arguments, code, *self.capfd.readouterr())
+
+    def process(self, *arguments: str, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run ``python -m twin``."""
         environment = {**os.environ, "OLLAMA_HOST": NOBODY, **options.pop("env", {})}
         return subprocess.run(
             [sys.executable, "-m", "twin", *arguments],
@@ -59,8 +74,8 @@ def listing(folder: Path = Path()) -> dict[str, bytes]:
 
 
 @pytest.fixture
-def twin() -> Twin:
-    return Twin()
+def twin(capfd: pytest.CaptureFixture[str]) -> Twin:
+    return Twin(capfd)
 
 
 @pytest.fixture

@@ -256,7 +256,7 @@ def test_a_file_where_the_output_goes(twin, brain):
         (["export", "--seed", "-1"], "export.seed can't be -1.", "It should be greater than or equal to 0."),
         (["train", "--seed", "4294967296"], "train.seed can't be 4294967296.", "It should be less than 2147483648."),
         (["chat", "x", "--message", " "], "--message is empty.", 'Type: twin chat x --message "hello"'),
-        (["register"], "Missing argument 'name'.", "See: python -m twin register --help"),
+        (["register"], "Missing argument 'name'.", "See: twin register --help"),
         (
             ["train", "--name", "../x"],
             "'../x' can't be a model's name.",

@@ -70,7 +70,7 @@ def _run(given: list[str], output: Output) -> int:
 
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
     try:
-        code = app(args=given, standalone_mode=False)
+        code = app(args=given, prog_name="twin", standalone_mode=False)
     except TwinError as error:
         output.error(error)
         return error.exit_code
