@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from twin import prompt
 from twin.brain import load
-from twin.dataset import build
+from twin.dataset import build, other_names
 from twin.dropped import Dropped
 from twin.errors import StepError
 from twin.records import Brain, Conversation, Held, JournalEntry, Memory, Message, Personality
@@ -221,3 +221,9 @@ def test_replies_are_conserved(sides, share, seed):
     assert len(data.train) + len(data.val) == runs - openings
     assert data.dropped.counts["nothing was said before it"] == openings
     assert {row.conversation_id for row in data.train}.isdisjoint(row.conversation_id for row in data.val)
+
+
+def test_the_names_of_others_are_also_what_friends_call_them():
+    said = tuple(Message(name, "hi") for name in ("Ana", "田中 太郎", "Bo Young", "Cleo"))
+    brain = Brain("Ana", (Held((Conversation("c", said),)),))
+    assert set(other_names(brain)) == {"田中 太郎", "田中太郎", "田中", "太郎", "Bo Young", "Bo", "Cleo"}

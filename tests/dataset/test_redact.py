@@ -244,6 +244,12 @@ def test_no_address_with_a_postal_code_is_passed_over(parts, between):
             assert redact._may_be_addressed(text, country)
 
 
+@pytest.mark.parametrize(("text", "regions"), [("call 0800 330 1000", ("DE",)), ("call 0800 330 1000", ("DE", "IT"))])
+def test_a_free_number_of_the_own_country_is_nobodys(text, regions):
+    assert find(text, regions) == []
+    assert [one.kind for one in find("call 06 5555 1234", ("IT",))] == ["phone"]
+
+
 def test_a_number_alone_is_not_looked_at():
     assert not any(redact._may_be_addressed("it was 10000 in the end, 7919 of us", country) for country in ("US", "CA"))
 

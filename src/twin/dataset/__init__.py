@@ -75,10 +75,18 @@ class Dataset:
 
 
 def other_names(brain: Brain) -> tuple[str, ...]:
-    """Return the names of everyone else who speaks, whole and by their first word."""
+    """Return the names of everyone else who speaks: whole, by their first word, and as scripts without spaces have it.
+
+    Where names are written without spaces (田中太郎) and the family's comes first, friends say the last word too.
+    """
     names = {message.speaker for one in brain.conversations() for message in one.messages} - {brain.person}
-    first = {part for name in names for part in name.split()[:1] if len(part) > 1}
-    return tuple(sorted({name for name in names | first if name.strip()}))
+    found = set(names)
+    for name in names:
+        words = name.split()
+        found.update(part for part in words[:1] if len(part) > 1)
+        if any("\u3040" <= letter <= "\u9fff" or "\uac00" <= letter <= "\ud7af" for letter in name):
+            found.update({"".join(words), *(part for part in words[-1:] if len(part) > 1)})
+    return tuple(sorted(name for name in found if name.strip()))
 
 
 def build(

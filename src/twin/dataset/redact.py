@@ -310,8 +310,8 @@ def _in_run(run: str, regions: tuple[str, ...]) -> list[tuple[int, int, str]]:
 
     A few more digits may follow after a space ("0176 12345678 2x"), and another number.
     """
-    if sum(map(str.isdecimal, run)) <= _MOST_DIGITS and (value := _phone(run, _known(run, regions))):
-        return [(0, len(run), value)]
+    if sum(map(str.isdecimal, run)) <= _MOST_DIGITS and (value := _phone(run, _known(run, regions))) is not None:
+        return [(0, len(run), value)] if value else []
     cuts = [match.end() for match in re.finditer(r"[ /]", run)]
     for cut in reversed(cuts):
         part, rest = run[:cut].rstrip(" /"), run[cut:].lstrip(" /")
@@ -335,18 +335,22 @@ def _regions(text: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _phone(candidate: str, regions: tuple[str, ...]) -> str | None:
-    """Return a number in E.164, or None where libphonenumber knows no such number; free-phone numbers are nobody's."""
+def _phone(candidate: str, regions: tuple[str | None, ...]) -> str | None:
+    """Return a number in E.164; empty for a service's of the first region, which is nobody's; None: no such number."""
     import phonenumbers
 
     number = "+" + candidate[2:] if candidate.startswith("00") else candidate
     bare = candidate.isdecimal()
-    for region in regions or (None,):
+    regions = regions or (None,)
+    for region in regions:
         try:
             parsed = phonenumbers.parse(number, region)
         except phonenumbers.NumberParseException:
             continue
-        if phonenumbers.number_type(parsed) in _NOBODYS:
+        kind = phonenumbers.number_type(parsed)
+        if kind in _SERVICES and region == regions[0]:
+            return ""  # another country's number would look like it
+        if kind in _SERVICES or kind == phonenumbers.PhoneNumberType.UNKNOWN:
             continue
         if bare and not candidate.startswith("0") and len(candidate) < 9:
             continue  # eight digits in a row without a zero before them are any number
@@ -354,7 +358,7 @@ def _phone(candidate: str, regions: tuple[str, ...]) -> str | None:
     return None
 
 
-_NOBODYS = {3, 4, 5, 8, 99}  # phonenumbers.PhoneNumberType: toll-free, premium, shared cost, pagers, no number at all
+_SERVICES = {3, 4, 5, 8}  # phonenumbers.PhoneNumberType: toll-free, premium, shared cost, pagers; nobody's own
 
 
 class Redactor:
