@@ -1,13 +1,15 @@
 """Rows that are held out are never learned, whatever their ids; the served prompt is the one of most rows."""
 
+import errno
 from pathlib import Path
 
 import orjson
 import pytest
 
 from twin.dataset import rows
-from twin.errors import UsageError
+from twin.errors import TwinError, UsageError
 from twin.files import file_digest
+from twin.runs import DatasetPaths
 from twin.settings import load_settings
 
 
@@ -82,3 +84,48 @@ def test_a_report_that_was_edited_tells_nothing(edited):
     found = load(file)
     assert len(found.train) == 20
     assert (found.provenance is None) is ("system_prompt" not in edited)
+
+
+def lines(count):
+    return (b'{"text": "%d"}\n' % number for number in range(count))
+
+
+def test_the_file_of_all_is_both_parts_and_each_has_its_digest():
+    paths = DatasetPaths(Path("data"))
+    rows.write_lines(lines(5000), lines(300), paths, {"rows": 5300})
+    assert paths.train.read_bytes() == b"".join(lines(5000))
+    assert paths.val.read_bytes() == b"".join(lines(300))
+    assert paths.full.read_bytes() == paths.train.read_bytes() + paths.val.read_bytes()
+    report = orjson.loads(paths.report.read_bytes())
+    assert report["rows"] == 5300
+    assert report["files"] == {path.name: file_digest(path) for path in (paths.train, paths.val, paths.full)}
+
+
+def refused(*_):
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_a_flush_that_fails_while_rows_are_made_leaves_what_was_there(monkeypatch, part):
+    paths = DatasetPaths(Path("data"))
+    rows.write_lines(lines(3), lines(3), paths, {})
+    before = {path: path.read_bytes() for path in Path("data").iterdir()}
+    monkeypatch.setattr(rows, "_FLUSH_BYTES", 0)
+    monkeypatch.setattr(rows, "_sync", refused)
+    with pytest.raises(TwinError, match="The disk is full"):
+        rows.write_lines(lines(100 if part == "train" else 0), lines(100), paths, {})
+    assert {path: path.read_bytes() for path in Path("data").iterdir()} == before
+
+
+def test_rows_that_fail_to_be_made_leave_what_was_there():
+    paths = DatasetPaths(Path("data"))
+    rows.write_lines(lines(3), lines(3), paths, {})
+    before = {path: path.read_bytes() for path in Path("data").iterdir()}
+
+    def broken():
+        yield from lines(5000)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        rows.write_lines(broken(), lines(100), paths, {})
+    assert {path: path.read_bytes() for path in Path("data").iterdir()} == before
