@@ -36,6 +36,8 @@ print(json.dumps({"seconds": time.perf_counter() - started, "cpu": use.ru_utime 
 """
 PEER = """
 import sys
+from loguru import logger
+logger.remove()
 from datatrove.executor import LocalPipelineExecutor
 from datatrove.pipeline.dedup import minhash as m
 from datatrove.pipeline.formatters import PIIFormatter
