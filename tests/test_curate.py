@@ -193,10 +193,12 @@ def test_a_person_is_forgotten_and_what_learned_of_them_is_named(chat):
     ]  # fmt: skip
     assert done.made[1]["gguf"] == ["adapters/with-bo/model-q4_k_m.gguf"]
     assert done.made[1]["models"] == [{"model": "with-bo-model", "host": "http://127.0.0.1:11434"}]
-    # It stays so, and saying it again changes nothing.
+    # It stays so, and saying it again makes the same again.
     assert export(person="Ada").train == done.exported.train
-    with pytest.raises(UsageError, match="Nothing here is of Bo"):
-        forget(person="Bo")
+    again = forget(person="Bo")
+    assert (again.messages, again.exported.train) == (0, done.exported.train)
+    assert rows_of(before.paths.full) == after
+    assert files.read_json(Path("forgotten.json")) == {"forgotten": [{"person": "Bo", "source": "", "before": None}]}
 
 
 def test_another_dataset_is_exported_again_as_it_was_made_and_where_it_is_now(chat):
@@ -210,12 +212,12 @@ def test_another_dataset_is_exported_again_as_it_was_made_and_where_it_is_now(ch
     assert len(found) == done.exported.train + done.exported.val < second.train + second.val
     assert "instruction" in found[0]
     assert not Path("old").exists()
-    # The first one was made before that, and can be asked for.
+    # The first one was made before that, and can be asked for; so can a copy of it, whatever its date.
     assert len(rows_of(first.paths.full)) == first.train + first.val
+    later = Path("forgotten.json").stat().st_mtime + 60
+    os.utime(first.paths.report, (later, later))
     again = forget(person="Bo")
     assert (again.messages, again.dataset, len(rows_of(first.paths.full))) == (0, Path("data"), len(found))
-    with pytest.raises(UsageError, match="Nothing here is of Bo"):
-        forget(person="Bo")
 
 
 def test_forgetting_without_a_dataset_says_so(chat):
@@ -234,8 +236,31 @@ def test_a_time_and_a_source_are_forgotten(chat):
     )
     with pytest.raises(UsageError, match=r"Nothing here is of source chat\.tx\."):
         forget(source="chat.tx")
-    with pytest.raises(UsageError):
-        forget(source="chat.txt")  # nothing would be left: the export says so
+
+
+@pytest.mark.parametrize("what", [{"source": "chat.txt"}, {"before": datetime(2030, 1, 1)}])
+def test_where_nothing_is_left_the_old_rows_go_however_often_it_is_said(chat, what):
+    paths = export(person="Ada").paths
+    files.write_text(Path("twin.toml"), '[export]\nperson = "Ada"\n')
+    kept = {name: Path("data", name).read_bytes() for name in ("train.jsonl", "dataset.json")}
+    with pytest.raises(StepError, match="is hidden, and no row is left: the old dataset was removed"):
+        forget(**what)
+    assert not paths.full.exists()
+    assert not paths.train.exists()
+    for name, content in kept.items():  # the removal failed, say
+        Path("data", name).write_bytes(content)
+    with pytest.raises(StepError, match="the old dataset was removed"):
+        forget(**what)
+    assert not paths.train.exists()
+
+
+def test_another_process_in_the_folder_is_waited_for_and_nothing_is_removed(chat):
+    paths = export(person="Ada").paths
+    before = paths.train.read_bytes()
+    with files.exclusive(paths.root), pytest.raises(StepError, match="Another twin is working"):
+        forget(person="Bo")
+    assert paths.train.read_bytes() == before
+    assert forget(person="Bo").exported.train  # it may be said again
 
 
 def test_a_dry_run_of_forgetting_hides_nothing(chat):

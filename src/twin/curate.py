@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twin import __version__, files, prompt, runs
 from twin.dropped import Dropped
-from twin.errors import MachineError, StepError, UsageError, nearest
+from twin.errors import MachineError, NothingLeftError, StepError, TwinError, UsageError, nearest
 from twin.progress import Reporter
 from twin.prompt import SystemPrompt
 from twin.records import Brain, JournalEntry, Memory
@@ -343,17 +343,21 @@ def forget(
         raise UsageError("The last export came from the app, which keeps its own brain.", "Forget it in the app.")
     settings = _as_exported(settings, last, reporter)
     sources = [Path(one) for one in called]
-    brain = read_brain(sources, settings, reporter)
     named = Identity(settings.people).resolve(person) if person else ""
-    if key(named) == key(brain.person):
-        raise UsageError(f"'{named}' is whose twin this is.", "Name somebody else, a --source or a --before date.")
     stone = forgotten.Tombstone(named, source, before)
-    hidden = _hidden(brain, stone)
     file = runs.forgotten_file()
     known = forgotten.read(file)
-    # Hidden already, and this dataset was made before that: another one, or forgetting was stopped halfway.
-    behind = bool(last) and stone in known.stones and report.stat().st_mtime_ns < file.stat().st_mtime_ns
-    if not hidden["messages"] and not hidden["others"] and not behind:
+    again = bool(last) and stone in known.stones  # another dataset, or forgetting was stopped halfway
+    try:
+        brain = read_brain(sources, settings, reporter)
+    except UsageError as error:
+        if not again or dry_run:
+            raise
+        raise _nothing_left(stone, settings, error) from None
+    if key(named) == key(brain.person):
+        raise UsageError(f"'{named}' is whose twin this is.", "Name somebody else, a --source or a --before date.")
+    hidden = _hidden(brain, stone)
+    if not hidden["messages"] and not hidden["others"] and not again:
         speakers = {message.speaker for one in brain.conversations() for message in one.messages} | {"nobody"}
         names = {chats.name for chats in brain.chats} | {"nothing"}
         raise UsageError(f"Nothing here is of {stone}.", nearest(source or named, names if source else speakers))
@@ -365,14 +369,20 @@ def forget(
         forgotten.write(forgotten.Forgotten((*known.stones, stone)), file)
     try:
         exported = export(sources, settings, reporter) if last else None
-    except StepError as error:  # nothing is left, so nothing of the old rows may stay either
-        paths = DatasetPaths(settings.export.output)
+    except (NothingLeftError, UsageError) as error:  # the same brain could be read a moment ago
+        raise _nothing_left(stone, settings, error) from None
+    return Forgot(str(stone), hidden["messages"], hidden["others"], dataset, exported, made)
+
+
+def _nothing_left(stone: Tombstone, settings: Settings, error: TwinError) -> StepError:
+    """Remove a dataset of which nothing may stay, and return what to say of it."""
+    paths = DatasetPaths(settings.export.output)
+    with files.exclusive(paths.root):
         for path in (paths.full, paths.train, paths.val, paths.reserved, paths.report):
             path.unlink(missing_ok=True)
-        raise StepError(
-            f"{stone} is hidden, and no row is left: the old dataset was removed.", f"{error.message} {error.hint}"
-        ) from None
-    return Forgot(str(stone), hidden["messages"], hidden["others"], dataset, exported, made)
+    return StepError(
+        f"{stone} is hidden, and no row is left: the old dataset was removed.", f"{error.message} {error.hint}"
+    )
 
 
 def _as_exported(settings: Settings, last: dict[str, Any], reporter: Reporter) -> Settings:

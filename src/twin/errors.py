@@ -59,6 +59,10 @@ class StepError(TwinError):
     exit_code = EXIT_STEP
 
 
+class NothingLeftError(StepError):
+    """An export of which no row is left."""
+
+
 class GateError(TwinError):
     """A check refused what was made (exit 5)."""
 

@@ -6,6 +6,7 @@ Tables and columns: https://github.com/ReagentX/imessage-exporter/tree/develop/d
 
 import plistlib
 import shutil
+import signal
 import sqlite3
 import zipfile
 from datetime import datetime
@@ -402,6 +403,27 @@ def test_rows_that_meet_each_other_without_end_are_refused(monkeypatch):
         list(imessage.read(document("chat.db"), Dropped()))
     assert caught.value.message == "'chat.db' takes more work than a database of its size should."
     assert caught.value.hint == "Copy it again from your Mac."
+
+
+# Was wrong once: sqlite3 swallowed what a signal raises inside its progress handler, and the rest was told as broken.
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="POSIX timers")
+def test_a_signal_while_it_reads_is_heard(monkeypatch):
+    monkeypatch.setattr(imessage, "_STEPS_AT_ONCE", 1)
+    source = database("chat.db", [(1, {"text": f"message {number}"}) for number in range(300)])
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for number in range(8):
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.003 + number / 1000)
+                while True:
+                    list(imessage.read(source, Dropped()))
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0\ufffc"), min_size=1)

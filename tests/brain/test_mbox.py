@@ -409,6 +409,8 @@ def test_only_words_that_are_cut_off_are_counted(monkeypatch):
         assert found[0].messages[0].text.startswith("hi there")
         assert skipped == ({"rest of a mail of over 1 MiB": 1} if kind in kinds["plain"] else {})
     assert read(mail("x" * 1200 + "\n\n\n"))[1] == {}  # blank lines alone are cut
+    both = "--b\n\nhi there\n--b\nContent-Type: text/html\n\n" + "<p>hi there</p>\n" * 500 + "--b--"
+    assert read(mail(both, content_type="multipart/alternative; boundary=b"))[1] == {}
 
 
 def test_in_a_zip():

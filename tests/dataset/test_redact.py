@@ -226,7 +226,7 @@ def test_an_address_is_one_value_wherever_it_stands(address):
     assert Redactor().redact(f"come to {address}, at 8") == "come to [address 1], at 8"
 
 
-NUMBERS = ["12", "10-10", "Twenty Two", "One", "P.O. Box 12", "10000"]
+NUMBERS = ["12", "10-10", "Twenty Two", "One", "Zero", "P.O. Box 12", "PO Drawer D", "10000"]
 STREETS = ["Main Street", "Elm St", "Downing Street", "Infinite Loop"]
 PLACES = ["Springfield", "London", "Ottawa", "IL", "Illinois", "CA", "ON", "so"]
 CODES = ["62704", "95014-1234", "SW1A 2AA", "K1A 0B1"]
@@ -244,10 +244,22 @@ def test_no_address_with_a_postal_code_is_passed_over(parts, between):
             assert redact._may_be_addressed(text, country)
 
 
-@pytest.mark.parametrize(("text", "regions"), [("call 0800 330 1000", ("DE",)), ("call 0800 330 1000", ("DE", "IT"))])
-def test_a_free_number_of_the_own_country_is_nobodys(text, regions):
-    assert find(text, regions) == []
+@pytest.mark.parametrize("regions", [("DE",), ("DE", "IT")])
+def test_a_free_number_of_the_own_country_is_nobodys(regions):
+    assert find("call 0800 330 1000", regions) == []
     assert [one.kind for one in find("call 06 5555 1234", ("IT",))] == ["phone"]
+
+
+@pytest.mark.parametrize("between", [" / ", "  ", " or "])
+def test_a_free_number_hides_no_number_beside_it(between):
+    for pair in (("0800 330 1000", "0176 12345678"), ("0176 12345678", "0800 3301000")):
+        text = between.join(pair)
+        assert [text[one.start : one.end] for one in find(text, ("DE",))] == ["0176 12345678"]
+
+
+@pytest.mark.parametrize("text", ["my number is 8882345678", "whatsapp 9002345678", "mi cel es 844 234 5678"])
+def test_where_no_country_is_told_none_has_free_numbers(text):
+    assert [one.kind for one in find(text)] == ["phone"]  # mobiles of India and Mexico, toll-free in the United States
 
 
 def test_a_number_alone_is_not_looked_at():

@@ -18,6 +18,7 @@ MAX_DEPTH = 64  # of JSON read item by item; no export needs a quarter of it
 PIECE = 4096  # messages of a conversation that are held at a time
 PIECE_CHARACTERS = 4 << 20
 _BOM = b"\xef\xbb\xbf"
+_BETWEEN_BRACKETS = ord("\\")  # [ is one less, ] one more
 
 
 def starts_as_json(document: Document, head: bytes, opening: bytes = b"{") -> bool:
@@ -135,6 +136,8 @@ class _Shallow:
 
     def _goes_too_deep(self, data: bytes) -> bool:
         """Move on by ``data``; what is kept of it, brackets and quotes, is a tenth."""
+        import numpy as np  # late: files this large are rare
+
         depth, in_string, escaped = self._state
         data = b"\\" * escaped + data
         escaped = False
@@ -143,13 +146,10 @@ class _Shallow:
             escaped = data.endswith(b"\\")
             data = data.replace(b'\\"', b"")
         marks = data.translate(self._BRACKETS, self._NO_MARKS).replace(b'""', b"").split(b'"')
-        brackets, levels = b"".join(marks[in_string::2]), 0
-        while b"[]" in brackets and depth + levels <= MAX_DEPTH:
-            brackets = brackets.replace(b"[]", b"")
-            levels += 1
-        end = depth + brackets.count(b"[") - brackets.count(b"]")
-        self._state = (end, in_string != (len(marks) % 2 == 0), escaped)
-        return max(depth + levels, end) > MAX_DEPTH
+        brackets = np.frombuffer(b"".join(marks[in_string::2]), np.uint8)
+        depths = depth + np.cumsum(_BETWEEN_BRACKETS - brackets.astype(np.int64))
+        self._state = (int(depths[-1]) if len(depths) else depth, in_string != (len(marks) % 2 == 0), escaped)
+        return bool(len(depths)) and int(depths.max()) > MAX_DEPTH
 
 
 def _at(value: Any, path: tuple[str, ...]) -> Iterator[Any]:

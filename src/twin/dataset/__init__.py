@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -30,12 +31,13 @@ from twin.dataset.split import Closest
 from twin.dataset.system import prompt_of
 from twin.dataset.table import Rows, Table, shuffled, thinned
 from twin.dropped import Dropped
-from twin.errors import MachineError, StepError
+from twin.errors import MachineError, NothingLeftError
 from twin.prompt import SystemPrompt, reworded
 from twin.records import KINDS, Brain, Chats
 from twin.settings import ExportSettings
 
 _PART_BYTES = 8 << 20  # what one process takes at a time
+_MOST_PARTS = 64  # each keeps two files open, and some systems allow 256
 _WORTH_PROCESSES = 24 << 20
 _PAIRS_AT_ONCE = 8192
 Tick = Callable[[float], None]
@@ -110,7 +112,7 @@ def build(
         watch: the reason whose dropped rows are listed.
 
     Raises:
-        StepError: not one row is left; the sentence counts the reasons.
+        NothingLeftError: not one row is left; the sentence counts the reasons.
         GateError: the split leaks.
     """
     private = private or Private(brain.person, settings)
@@ -125,7 +127,7 @@ def build(
         alive, pairs, similar = _distinct(table, settings, dropped)
     if not alive.any():
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.counts.most_common())
-        raise StepError(
+        raise NothingLeftError(
             f"The dataset is empty: no row of '{brain.person}' is left ({reasons or 'nothing was said'}).",
             "Check --person, add conversations in which they answer, or try --no-quality-filter.",
         )
@@ -133,7 +135,7 @@ def build(
     rows = np.flatnonzero(alive)
     held = val[table.session[rows]]
     if held.all():
-        raise StepError(
+        raise NothingLeftError(
             "The dataset has no training rows: all are held out.", "Lower --validation-split or add conversations."
         )
     train_prompt, val_prompt = _prompts(table, prompt, brain, settings)
@@ -178,8 +180,9 @@ def _grouped(chats: Sequence[Chats]) -> list[list[Chats]]:
     """Return the files in runs of some megabytes; which run a file is in does not depend on the processes."""
     groups: list[list[Chats]] = [[]]
     size = 0
+    most = max(_PART_BYTES, sum(one.size for one in chats) // _MOST_PARTS)
     for one in chats:
-        if size >= _PART_BYTES:
+        if size >= most:
             groups.append([])
             size = 0
         groups[-1].append(one)
@@ -196,6 +199,8 @@ def _chat_shard(job: Job, scratch: Path, numbered: tuple[int, Sequence[Chats]]) 
 def _pool(settings: ExportSettings, chats: Sequence[Chats]) -> Iterator[Map]:
     """Yield a ``map`` over processes where there is enough to do, else the one of this process."""
     workers = settings.processes or (os.process_cpu_count if hasattr(os, "process_cpu_count") else os.cpu_count)() or 1
+    if sys.platform == "win32":
+        workers = min(workers, 61)  # what one can wait for there
     if workers < 2 or sum(one.size for one in chats) < _WORTH_PROCESSES:
         yield map
         return

@@ -82,7 +82,7 @@ _POSTAL_CODES: dict[_Country, re.Pattern[str]] = {
     "GB": re.compile(r"\b[A-Z]{1,2}\d[A-Z\d]? ?\d[A-Z]{2}\b", re.IGNORECASE),
 }
 _HOUSE_NUMBER = re.compile(
-    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|hundred|thousand|box)\b",
+    r"\d|\b(?:one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\w+teen|\w+ty|hundred|thousand|zero|box|drawer)\b",
     re.IGNORECASE,
 )
 _LONGEST_ADDRESSED = 1000
@@ -300,18 +300,23 @@ def _phones(text: str, regions: tuple[str, ...], taken: Sequence[Found]) -> list
             _NO_PHONE.fullmatch(candidate) or _OTHER_NUMBER.search(text[: match.start()][-32:])
         ):
             continue
-        for begin, end, value in _in_run(candidate, (*regions, *_regions(text))):
+        for begin, end, value in _in_run(candidate, regions, _regions(text)):
             found.append(Found(start + begin, start + end, "phone", value))
     return found
 
 
-def _in_run(run: str, regions: tuple[str, ...]) -> list[tuple[int, int, str]]:
+def _in_run(run: str, own: tuple[str, ...], others: tuple[str, ...]) -> list[tuple[int, int, str]]:
     """Return the numbers in a run of digits and marks: one, mostly; else those that begin with a zero or a plus.
 
     A few more digits may follow after a space ("0176 12345678 2x"), and another number.
     """
-    if sum(map(str.isdecimal, run)) <= _MOST_DIGITS and (value := _phone(run, _known(run, regions))) is not None:
-        return [(0, len(run), value)] if value else []
+    return [one for one in _split_run(run, own, others) or [] if one[2]]
+
+
+def _split_run(run: str, own: tuple[str, ...], others: tuple[str, ...]) -> list[tuple[int, int, str]] | None:
+    """Return the numbers in a run, those of services with an empty value; None where it is no run of numbers."""
+    if sum(map(str.isdecimal, run)) <= _MOST_DIGITS and (value := _phone(run, own, others)) is not None:
+        return [(0, len(run), value)]
     cuts = [match.end() for match in re.finditer(r"[ /]", run)]
     for cut in reversed(cuts):
         part, rest = run[:cut].rstrip(" /"), run[cut:].lstrip(" /")
@@ -319,15 +324,11 @@ def _in_run(run: str, regions: tuple[str, ...]) -> list[tuple[int, int, str]]:
         if not part.startswith(("+", "0")) or not _FEWEST_DIGITS <= digits <= _MOST_DIGITS:
             continue
         few = sum(map(str.isdecimal, rest)) <= _FEW_DIGITS
-        more = [] if few else _in_run(rest, regions)
-        if (few or more) and (value := _phone(part, _known(part, regions))):
+        more = [] if few else _split_run(rest, own, others)
+        if more is not None and (value := _phone(part, own, others)) is not None:
             shift = len(run) - len(rest)
             return [(0, len(part), value), *((begin + shift, end + shift, other) for begin, end, other in more)]
-    return []
-
-
-def _known(number: str, regions: tuple[str, ...]) -> tuple[str, ...]:
-    return () if number.startswith(("+", "00")) else regions
+    return None
 
 
 def _regions(text: str) -> tuple[str, ...]:
@@ -335,21 +336,26 @@ def _regions(text: str) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=1 << 16)
-def _phone(candidate: str, regions: tuple[str | None, ...]) -> str | None:
-    """Return a number in E.164; empty for a service's of the first region, which is nobody's; None: no such number."""
+def _phone(candidate: str, own: tuple[str, ...], others: tuple[str, ...]) -> str | None:
+    """Return a number in E.164; empty for a service's (toll-free, say), which is nobody's; None: there is no such.
+
+    Args:
+        candidate: digits and marks.
+        own: the user's countries: a service's number there is no number of another country.
+        others: countries that may be meant.
+    """
     import phonenumbers
 
     number = "+" + candidate[2:] if candidate.startswith("00") else candidate
     bare = candidate.isdecimal()
-    regions = regions or (None,)
-    for region in regions:
+    for region in (None,) if candidate.startswith(("+", "00")) else (*own, *others):
         try:
             parsed = phonenumbers.parse(number, region)
         except phonenumbers.NumberParseException:
             continue
         kind = phonenumbers.number_type(parsed)
-        if kind in _SERVICES and region == regions[0]:
-            return ""  # another country's number would look like it
+        if kind in _SERVICES and (region is None or region in own):
+            return ""
         if kind in _SERVICES or kind == phonenumbers.PhoneNumberType.UNKNOWN:
             continue
         if bare and not candidate.startswith("0") and len(candidate) < 9:

@@ -6,6 +6,7 @@ beginning (``{"messages":[``), after which a system prompt may be put; of each r
 
 from __future__ import annotations
 
+from array import array
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -132,18 +133,16 @@ class _Writer:
         self._names: dict[str, str] = {}
         self._handle = path.open("wb", buffering=_BUFFER)
         self._texts = text_file(path).open("wb", buffering=_BUFFER)
-        self._text_sizes: list[int] = [0]
-        self._lengths: list[int] = [0]
-        self._kinds: list[int] = []
-        self._session: list[int] = []
-        self._reply: list[int] = []
+        # Arrays, for lists would take some forty bytes a number, and one file may hold millions of rows.
+        self._text_sizes, self._lengths = array("q", [0]), array("q", [0])
+        self._kinds, self._session, self._reply = array("B"), array("i"), array("i")
         self._replies: dict[str, int] = {}
         self._sessions: list[tuple[str, float, str]] = []
         self._flat: list[str] = []
-        self._text_lengths: list[int] = []
+        self._text_lengths = array("I")
         self._hashed: list[tuple[np.ndarray, np.ndarray]] = []
         self._quotes: list[str] = []
-        self._quote_session: list[int] = []
+        self._quote_session = array("i")
         self._quote_keys: list[np.ndarray] = []
 
     # ------------------------------------------------------------ messages

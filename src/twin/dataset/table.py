@@ -172,17 +172,17 @@ class Rows(Sequence[Example]):
 
     def chatml(self) -> Iterator[bytes]:
         """Yield the rows as lines of ChatML, some thousand at a time, without making records of them."""
-        beginning_of = cache(self._beginning)
+        prompt_of, beginning_of = cache(self.system_of), cache(_beginning)  # sessions are many, prompts a few
         for first in range(0, len(self.order), _BATCH):
             order = self.order[first : first + _BATCH]
             sessions = self.table.session[order].tolist()
-            beginnings = map(beginning_of, sessions)
+            beginnings = map(beginning_of, map(prompt_of, sessions))
             yield b"".join(chain.from_iterable(zip(beginnings, self.table.lines(order), strict=True)))
 
-    def _beginning(self, session: int) -> bytes:
-        """Return what stands before the first turn of a session's rows."""
-        prompt = self.system_of(session)
-        return b"%b%b," % (BEGINNING, orjson.dumps({"role": "system", "content": prompt})) if prompt else BEGINNING
+
+def _beginning(prompt: str) -> bytes:
+    """Return what stands before the first turn of rows with a system prompt, or with none."""
+    return b"%b%b," % (BEGINNING, orjson.dumps({"role": "system", "content": prompt})) if prompt else BEGINNING
 
 
 def shuffled(rows: np.ndarray, seed: int) -> np.ndarray:

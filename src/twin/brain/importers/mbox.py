@@ -264,10 +264,12 @@ class _Letter:
         """Return what was typed, and the reason where that is nothing: more than one message of an old Gmail chat."""
         try:
             part = BytesParser(policy=policy.compat32).parsebytes(self._raw)
-            self.is_text_cut = self._is_cut and _is_text(_last(part))  # most is the last of an attachment
             talk = [text for text in _texts(part, "text/xml") if "google:archive:conversation" in text]
             plain = "\n\n".join(_texts(part, "text/plain"))
-            whole = plain if plain.strip() else "\n\n".join(map(html_text, _texts(part, "text/html")))
+            kind = "text/plain" if plain.strip() else "text/html"
+            whole = plain if plain.strip() else "\n\n".join(map(html_text, _texts(part, kind)))
+            last = _last(part)  # an attachment, or the same words as HTML, most often: nothing of what is read is cut
+            self.is_text_cut = self._is_cut and _is_text(last) and last.get_content_type() == kind
         except RecursionError:
             return [], "broken mail"
         if talk and self._labels & _CHAT:
