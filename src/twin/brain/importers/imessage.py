@@ -98,11 +98,8 @@ def read(document: Document, dropped: Dropped) -> Iterator[Conversation]:
 def _opened(document: Document) -> Iterator[sqlite3.Connection]:
     """Open a database so that neither it nor a file beside it is written, and nothing in it is run."""
     most = MAX_STEPS + MAX_STEPS_PER_BYTE * document.size
-    # Not a function of Python's: a Ctrl-C that arrives inside one is swallowed by sqlite3, and the rest read as broken.
+    # No function of Python's is called back: what a Ctrl-C raises inside one is swallowed, and the rest told as broken.
     is_over = chain(repeat(0, most // _STEPS_AT_ONCE), repeat(1)).__next__
-
-    def allow(_action: int, _one: str | None, _two: str | None, _schema: str | None, view: str | None) -> int:
-        return sqlite3.SQLITE_OK if view is None else sqlite3.SQLITE_DENY
 
     try:
         database = sqlite3.connect(f"{document.file.absolute().as_uri()}?mode=ro&immutable=1", uri=True)
@@ -112,13 +109,12 @@ def _opened(document: Document) -> Iterator[sqlite3.Connection]:
             database.execute("PRAGMA trusted_schema = OFF")
             database.execute("PRAGMA temp_store = MEMORY")  # sorting puts nothing private into files
             database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, MAX_VALUE)
-            database.set_authorizer(allow)
             database.set_progress_handler(is_over, _STEPS_AT_ONCE)
             yield database
         finally:
             database.close()
     except sqlite3.Error as error:
-        if error.sqlite_errorcode == sqlite3.SQLITE_INTERRUPT:
+        if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_INTERRUPT:
             raise UsageError(
                 f"{document} takes more work than a database of its size should.", "Copy it again from your Mac."
             ) from None
@@ -129,7 +125,7 @@ def _opened(document: Document) -> Iterator[sqlite3.Connection]:
 
 def _check_tables(database: sqlite3.Connection, document: Document) -> None:
     """Refuse views and computed columns in place of what Messages stores: they may run without end."""
-    types = {row["name"]: row["type"] for row in database.execute("SELECT name, type FROM sqlite_master")}
+    types = {row["name"].lower(): row["type"] for row in database.execute("SELECT name, type FROM sqlite_master")}
     for table, needed in _NEEDED.items():
         # Nothing of the file is in this text.
         columns = database.execute(f"PRAGMA table_xinfo({table})")
