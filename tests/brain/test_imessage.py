@@ -386,7 +386,7 @@ def test_a_view_whose_name_is_in_other_letters_is_not_run():
     with sqlite3.connect(source.file) as made:
         made.executescript(f"DROP TABLE handle; CREATE VIEW HANDLE AS {ENDLESS} n AS ROWID, 'x' AS id FROM t")
     made.close()
-    with pytest.raises(UsageError, match="a view or a computed column where Messages has the table .handle."):
+    with pytest.raises(UsageError, match=r"a view or a computed column where Messages has the table .handle."):
         list(imessage.read(source, Dropped()))
 
 
