@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from tests.brain.reading import document, put
 from twin.brain import document as documents
-from twin.brain import find, load
+from twin.brain import load
 from twin.brain.document import Document, as_text, members
+from twin.brain.sources import find
 from twin.dropped import Dropped
 from twin.errors import UsageError
 
