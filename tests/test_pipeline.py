@@ -20,7 +20,7 @@ from tests.tiny import save_model
 from twin import files, pipeline, runs
 from twin.chat import Chat
 from twin.errors import GateError, StepError, UsageError
-from twin.presets import preset_text
+from twin.presets import load_preset, plan_training, preset_text
 from twin.progress import Silent
 from twin.records import Scored, Turn
 from twin.results import Exported, Survival, TrainedRun, Whole
@@ -614,6 +614,25 @@ def test_run_on_the_command_line_is_one_object_and_exit_3_without_a_server(proje
     assert set(result["steps"]) == set(STEPS)
     assert [result["steps"][step] for step in ("export", "train", "evaluate")] == [None] * 3
     assert "Traceback" not in done.stderr
+
+
+def test_a_pair_that_differs_stops_training_before_it_begins(tmp_path, monkeypatch):
+    pair = load_family("chatml")
+    broken = pair.model_copy(update={"go": pair.go.replace("\\n", " ", 1)})
+    monkeypatch.setattr(pipeline, "load_family", lambda name: broken)
+    settings = load_settings(train=TRAIN)
+    plan = plan_training(settings.train, load_preset(settings.train.preset))
+    with pytest.raises(GateError, match="The pair of family 'chatml' differs for a user's turn with plain text"):
+        pipeline.preflight(settings, plan, tmp_path / "adapters", Silent())
+    assert not (tmp_path / "adapters").exists()
+
+
+def test_a_row_that_the_templates_render_differently_stops_training(project, here, monkeypatch):
+    pair = load_family("chatml")
+    go = pair.go.replace("{{ .Content }}", "{{ if ne .Content `who won?` }}{{ .Content }}{{ end }}")
+    monkeypatch.setattr(pipeline, "load_family", lambda name: pair.model_copy(update={"go": go}))
+    with pytest.raises(GateError, match="differs for your own row "):
+        pipeline.train(project.settings, Silent(), dry_run=True)
 
 
 def test_a_wrong_quantization_stops_a_run_before_it_begins(project, tmp_path):

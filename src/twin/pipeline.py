@@ -26,7 +26,7 @@ from twin.results import Foreseen, Made, Registered, Survival, TrainedRun, Whole
 from twin.runs import DatasetPaths, RunPaths
 from twin.settings import Settings
 from twin.steps import Steps
-from twin.templates import Family, load_family, render
+from twin.templates import Family, gate, load_family, render
 
 if TYPE_CHECKING:
     from twin.basemodel import BaseModel
@@ -41,6 +41,8 @@ _PROBES = (
     "line one\nline two\n\n  indented",
 )
 
+_GATED = 200  # rows of the person's own, learned and held out each, that both templates must render alike
+
 # ---------------------------------------------------------------- before anything long
 
 
@@ -48,12 +50,13 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
     """Find what would fail later before anything long starts: packages, template pair, names, converter, disk.
 
     Returns:
-        The template pair of the plan's family.
+        The template pair of the plan's family; it passed its gate.
 
     Raises:
-        MachineError, GateError, UsageError: the first thing that is missing.
+        MachineError, GateError, UsageError: the first thing that is missing or wrong.
     """
     family = load_family(plan.family)
+    gate.check(family)
     need("train", "torch", "transformers", "peft", "accelerate")
     parameters = load_preset(settings.train.preset).parameters_billions * 1e9
     files.need_disk(where, int(parameters * 0.05 + 50e6), "Training")
@@ -109,6 +112,7 @@ def train(
     dataset_rows.paths_of(settings)  # a missing dataset is told before anything is fetched
     family = preflight(settings, plan, paths.root, reporter)
     rows = dataset_rows.load(settings)
+    gate.check_rendering(family, [row.turns[:-1] for row in (*rows.train[:_GATED], *rows.val[:_GATED])])
     if rows.left_out:
         reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
     checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)

@@ -22,7 +22,7 @@ from twin.ollama.client import OllamaClient
 from twin.ollama.modelfile import model_name
 from twin.progress import Reporter
 from twin.records import Turn
-from twin.templates import Family, render
+from twin.templates import Family, gate, render
 
 PARTIAL = "-twin-partial"
 _ODD = '  👩‍🚀 na\u00efve\u00a0e\u0301 שלום\u3000你好\r\n½ ٣ \\n {{ .System }} {{ """ }} """\n<b> & \'q\' \t'
@@ -99,15 +99,7 @@ def _sweep(client: OllamaClient, name: str) -> None:
 
 def first_difference(ours: str, theirs: str) -> str:
     """Return where two texts part, with both sides of it; the byte number counts from 0 in UTF-8."""
-    left, right = ours.encode(), theirs.encode()
-    at = next((index for index, pair in enumerate(zip(left, right, strict=False)) if pair[0] != pair[1]), None)
-    at = min(len(left), len(right)) if at is None else at
-
-    def around(data: bytes) -> str:
-        piece = data[max(0, at - 20) : at + 20].decode("utf-8", "replace")
-        return ("…" if at > 20 else "") + ascii(piece)[1:-1] + ("…" if at + 20 < len(data) else "<end>")
-
-    return f"byte {at}: ours «{around(left)}», Ollama's «{around(right)}»"
+    return gate.first_difference(ours.encode(), theirs.encode(), ("ours", "Ollama's"))
 
 
 def register(
