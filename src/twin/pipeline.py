@@ -184,6 +184,7 @@ def gguf(
     paths = runs.find_adapter(adapter) if adapter else runs.newest_adapter()
     record = runs.read_record(paths)
     family = load_family(record["family"])
+    gate.check(family)  # its Jinja goes into the file, and the pair may be a later version's than the training's
     targets = {name: output or paths.gguf(name) for name in names}
     base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
     weights = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))

@@ -375,7 +375,7 @@ def go_renders(tmp_path_factory):
         pytest.fail(reason) if os.environ.get("CI") else pytest.skip(reason)
     folder = tmp_path_factory.mktemp("differential")
     program = folder / "differential"
-    environ = os.environ | {"GOTOOLCHAIN": "local", "GOFLAGS": "", "GOCACHE": str(folder / "cache")}
+    environ = os.environ | {"GOTOOLCHAIN": "local", "GOFLAGS": ""}
     source = Path(__file__).with_name("differential.go")
     subprocess.run(["go", "build", "-o", str(program), str(source)], check=True, env=environ, cwd=folder)
 
@@ -401,7 +401,7 @@ def test_go_renders_the_same_bytes_or_refuses_too(go_renders):
     pairs = [(grammar.template(), grammar.data()) for grammar in map(Grammar, range(20_000))]
     mine = [ours(*pair) for pair in pairs]
     wrong = [(*pair, got, go) for pair, got, go in zip(pairs, mine, go_renders(pairs), strict=True) if got != go]
-    assert wrong == []
+    assert wrong[:3] == []
     assert 0.02 < mine.count(None) / len(mine) < 0.4
     assert sum(bool(got) for got in mine) > 0.4 * len(mine)
 
@@ -417,7 +417,7 @@ def test_what_is_rendered_of_damaged_templates_is_what_go_renders(go_renders):
         for pair, got, go in zip(pairs, mine, go_renders(pairs), strict=True)
         if got is not None and got != go
     ]
-    assert wrong == []
+    assert wrong[:3] == []
     assert 0.2 < mine.count(None) / len(mine) < 0.8
 
 

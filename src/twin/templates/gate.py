@@ -54,7 +54,7 @@ CONTENTS = {
     "nothing": ("",),
 }
 _ROLES: dict[str, Role] = {"S": "system", "E": "system", "U": "user", "A": "assistant"}
-_REPORT = "Nothing was trained. The pair is twin's own: please report this line."
+_REPORT = "The pair is twin's own, and nothing goes on with it like this: please report this line."
 
 
 def check(family: Family, prompts: Iterable[Sequence[Turn]] = ()) -> dict[str, str]:
