@@ -110,7 +110,7 @@ def built_dataset(
     from twin.dataset.private import Private
 
     own = settings.export
-    names = dataset.other_names(person) if own.pseudonyms else ()
+    names = dataset.other_names(person, settings.people) if own.pseudonyms else ()
     private = Private(person.person, own, names)
     known = private.clean(person, watch)
     system = prompt.build(known, own.prompt_tokens)
@@ -219,8 +219,7 @@ def _export(
                 "settings": own.model_dump(mode="json"),
             }
             with reporter.task("Writing rows"):
-                rows.write(built, paths, own.format, person.person, report)
-                rows.write_reserved(reserved, paths)
+                rows.write(built, reserved, paths, own.format, person.person, report)
     return replace(done, seconds=time.perf_counter() - started)
 
 

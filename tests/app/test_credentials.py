@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,11 @@ def test_a_file_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> No
     assert find_token({}, file, never).get_secret_value() == TOKEN
 
 
-def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"none' does not exist"):
-        find_token({}, tmp_path / "none", never)
+@pytest.mark.parametrize("find", [lambda path: find_token({}, path, never), lambda path: find_secret({}, path)])
+def test_a_file_that_is_not_there_is_not_named_for_it_may_be_the_token_itself(find: Callable[[Path], object]) -> None:
+    with pytest.raises(UsageError, match="There is no file of the name that token_file or secret_file gives") as caught:
+        find(Path(TOKEN))
+    assert TOKEN not in caught.value.message + caught.value.hint
 
 
 @pytest.mark.parametrize("given", ["a\r\nX-Admin: yes", "a\nb", "a b", "é", "a\x00b", "a\x7f", "x" * 17_000])

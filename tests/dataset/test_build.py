@@ -227,3 +227,30 @@ def test_the_names_of_others_are_also_what_friends_call_them():
     said = tuple(Message(name, "hi") for name in ("Ana", "田中 太郎", "Bo Young", "Cleo"))
     brain = Brain("Ana", (Held((Conversation("c", said),)),))
     assert set(other_names(brain)) == {"田中 太郎", "田中太郎", "田中", "太郎", "Bo Young", "Bo", "Cleo"}
+
+
+def test_people_are_called_without_marks_and_titles_and_by_their_aliases():
+    said = tuple(Message(name, "hi") for name in ("Ana", "~ Jon Vale", "Dr. Anna Quill", "Zo\u00eb", "Sam Poe"))
+    brain = Brain("Ana", (Held((Conversation("c", said),)),))
+    found = set(other_names(brain, {"Sam Poe": ["sam_handle"], "Ana": ["me"], "Nobody": ["no one"]}))
+    assert {"Jon Vale", "Jon", "Anna Quill", "Anna", "Zo\u00eb", "Zoe\u0308", "Sam", "sam_handle"} <= found
+    assert found.isdisjoint({"Dr.", "~", "me", "no one"})
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_chat_that_was_exported_twice_stands_on_one_side(seed):
+    """What both exports hold is dropped once; before the reply that the second has more, it is still there."""
+
+    def said(other, text):
+        times = (BEGIN + number * timedelta(minutes=1) + number // 6 * timedelta(hours=9) for number in range(240))
+        words = (f"{text} {n // 2} it was {n * 7919 % 99991}" for n in range(240))
+        return [Message((other, "Ana")[n % 2], text, at) for n, (text, at) in enumerate(zip(words, times, strict=True))]
+
+    beto, cleo = said("Beto", "what happened on day"), said("Cleo", "of other things, the time")
+    chats = {"a": [one for n, one in enumerate(beto) if n % 6 < 4], "b": beto, "c": cleo}
+    brain = Brain("Ana", tuple(Held((Conversation(name, tuple(talk)),), name) for name, talk in chats.items()))
+    own = ExportSettings(seed=seed, validation_split=0.2)
+    built = build(brain, prompt.build(brain), own, Path(tempfile.mkdtemp(dir=".")))
+    learned = {turn.content for row in built.train for turn in row.turns}
+    assert len(built.val) > 3
+    assert not [row.id for row in built.val if row.reply in learned]

@@ -13,6 +13,7 @@ from twin.brain import load
 from twin.dataset import build
 from twin.dataset.dedup import jaccard, shingles
 from twin.dataset.private import Private
+from twin.errors import UsageError
 from twin.records import Brain, Conversation, Held, JournalEntry, Memory, Message, Personality
 from twin.settings import ExportSettings
 
@@ -261,3 +262,53 @@ def test_a_memory_without_words_is_no_memory():
     known, private = cleaned(brain)
     assert known.memories == (Memory("m#2", "Likes tea"),)
     assert private.dropped.counts == {}
+
+
+# ---------------------------------------------------------------- names, ids, and what tells a reserved memory
+
+
+@pytest.mark.parametrize("called", ["ana@example.org", "+44 20 7946 0958"])
+def test_a_person_who_is_called_by_an_address_needs_a_name(called):
+    for brain in (Brain(called), Brain("Ana", personality=Personality(name=called))):
+        with pytest.raises(UsageError, match="would stand in every prompt and row") as caught:
+            cleaned(brain)
+        assert "[people]" in caught.value.hint
+        assert cleaned(brain, redact=False)[0].person == brain.person
+
+
+def test_ids_categories_and_emoji_are_redacted_too():
+    brain = Brain(
+        "Ana",
+        memories=(Memory("to ana@example.org/a.json#1", "Likes tea", category="of ana@example.org"),),
+        journals=(JournalEntry("to ana@example.org/a.md", "slept in"),),
+        personality=Personality(emoji=("🙂", SECRETS["key"], "at ana@example.org")),
+    )
+    known, _private = cleaned(brain)
+    assert known.memories == (Memory("to [email 1]/a.json#1", "Likes tea", category="of [email 1]"),)
+    assert known.journals[0].id == "to [email 1]/a.md"
+    assert known.personality.emoji == ("🙂", "at [email 1]")
+
+
+def test_what_holds_a_reserved_memory_is_reserved_with_it():
+    held = "Plays the accordion every Thursday night"
+    brain = Brain(
+        "Ana",
+        memories=(Memory("m", held),),
+        journals=(JournalEntry("j#1", f"A long day. {held}, as ever, and home."), JournalEntry("j#2", "tea")),
+        personality=Personality(
+            common_phrases=(held.lower(), "as if"),
+            facts=(f"In the band: {held.lower()} with the neighbours of the old mill", "Has a cat"),
+            response_examples=(("what do you do?", f"well, {held.lower()}!"), ("hi", "yo")),
+        ),
+    )
+    private = Private("Ana", ExportSettings(reserve=0.5))
+    known = private.clean(brain)  # half of one memory is none: rounded, it is kept
+    assert (private.reserved, known.journals) == ((), brain.journals)
+    private = Private("Ana", ExportSettings(reserve=0.5))
+    private._reserve = lambda memories: ["m"]  # the seed's choice, made here
+    known = private.clean(brain)
+    assert [one.text for one in private.reserved] == [held]
+    assert [one.id for one in known.journals] == ["j#2"]
+    assert (known.personality.common_phrases, known.personality.facts) == (("as if",), ("Has a cat",))
+    assert known.personality.response_examples == (("hi", "yo"),)
+    assert private.dropped.counts["reserved for evaluation"] == 5

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from twin.dataset import redact
 from twin.dataset.redact import CLOSE, OPEN, Found, Redactor, find, numbered, plain_digits
 from twin.dataset.secrets import kind_of_secret
+from twin.dataset.suspects import suspects
 
 HERE = Path(__file__).parent
 VALUES = {
@@ -260,6 +261,25 @@ def test_a_free_number_hides_no_number_beside_it(between):
 @pytest.mark.parametrize("text", ["my number is 8882345678", "whatsapp 9002345678", "mi cel es 844 234 5678"])
 def test_where_no_country_is_told_none_has_free_numbers(text):
     assert [one.kind for one in find(text)] == ["phone"]  # mobiles of India and Mexico, toll-free in the United States
+
+
+@pytest.mark.parametrize(
+    "text", ["hey @447911123456 look", "wa.me/447911123456", "https://wa.me/+447911123456?text=hi"]
+)
+def test_a_mention_is_a_number(text):
+    assert [(one.kind, one.value) for one in find(text)] == [("phone", "+447911123456")]
+    assert suspects([text]).values == [0]
+
+
+def test_handles_and_long_numbers_are_no_mentions():
+    assert find("@12345 @0447911123456 @447911123456789012 wa.me/qr/AB12") == []
+
+
+@pytest.mark.parametrize("at", ["(ät)", "[ät]", "( arroba )", "{at}", "(ات)", "< at >"])
+def test_an_address_spelt_out_is_seen_among_many(at):
+    text = f"ana.quill {at} example.de"
+    assert [one.kind for one in find(text)] == ["email"]
+    assert suspects(["hi", text]).values == [1]
 
 
 def test_a_number_alone_is_not_looked_at():

@@ -364,3 +364,37 @@ def test_a_row_is_read_back_as_it_was_written():
     part = made(chat("c", "tea?", f"to {PRIVATE}"))
     [row] = [Table([part], Redactor()).example(0)]
     assert row == Example("c:1-1", "c#0", "chat", (Turn("user", "tea?"), Turn("assistant", "to [email 1]")), "Beto")
+
+
+def test_a_conversation_called_after_a_number_is_named_by_a_placeholder():
+    talk = chat("Chat with +44 20 7946 0958.txt", "tea or coffee?", "tea, always", "sure?", "call +44 20 7946 0958")
+    [one, two] = (row.decode() for row in Table([made(talk)], Redactor()).lines(np.arange(2)))
+    assert '"id":"Chat with [phone 1].txt:1-1","conversation":"Chat with [phone 1].txt#0"' in one
+    assert "call [phone 1]" in two
+    assert "7946" not in one + two
+    [kept, _] = (row.decode() for row in Table([made(talk, redact=False, path="k")], Redactor()).lines(np.arange(2)))
+    assert '"id":"Chat with +44 20 7946 0958.txt:1-1"' in kept
+
+
+@pytest.mark.parametrize(("answer", "goes"), [("Sunflower99!", True), ("try K4lem-2x", True), ("no idea sorry", False)])
+def test_a_password_that_answers_is_a_secret(answer, goes):
+    talk = chat("c", "whats the wifi password at yours again", answer, "thanks", "any time")
+    part = made(talk, watch="secret (password)")
+    assert (answer not in replies(part)) is goes
+    assert part.dropped.counts["secret (password)"] == goes
+    assert [text for _, text in part.dropped.listed] == ["…"] * goes
+    assert answer in replies(made(chat("c", "what is it called again", answer, "thanks", "any time"), path="other"))
+
+
+def test_a_message_that_is_too_long_is_listed_without_its_words():
+    part = made(chat("c", "hi", "my password is Hunter2!! " * 2000), watch="over-long message")
+    assert [text for _, text in part.dropped.listed] == ["49,999 characters"]
+
+
+def test_long_lines_of_a_journal_are_quoted_too(tmp_path):
+    line = "the day on which the whole street was out to see the circus leave the town again"
+    row = Example("j#1", "j#1", "journal", (Turn("user", "What was it like?"), Turn("assistant", f"hi\n{line}")))
+    part = shard.examples([(row, None)], Job("Ana", ExportSettings()), tmp_path / "others")
+    said = made(chat("c", "and?", line))
+    assert part.quoted[0].tolist() == said.quoted[0].tolist()
+    assert part.quoted[1].tolist() == [0]

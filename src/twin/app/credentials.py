@@ -96,6 +96,11 @@ def _token(given: str, where: str) -> SecretStr:
 
 def _owner_only(path: Path) -> str:
     """Return the text of a file that its owner alone can read; one that is too long is cut, and then is no token."""
+    if not path.exists():  # its name is not shown: it may be the token itself, put into the wrong place
+        raise UsageError(
+            "There is no file of the name that token_file or secret_file gives in twin.toml or the environment.",
+            "Write the token or secret into a file of mode 600, and give the file's name.",
+        )
     with file_errors(path, "read"), path.open("rb") as handle:
         mode = os.fstat(handle.fileno()).st_mode
         if os.name != "nt" and mode & 0o077:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import unicodedata
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -40,6 +41,23 @@ _PART_BYTES = 8 << 20  # what one process takes at a time
 _MOST_PARTS = 64  # each keeps two files open, and some systems allow 256
 _WORTH_PROCESSES = 24 << 20
 _PAIRS_AT_ONCE = 8192
+_TITLES = {
+    "dr",
+    "mr",
+    "mrs",
+    "ms",
+    "miss",
+    "prof",
+    "herr",
+    "frau",
+    "señor",
+    "señora",
+    "sr",
+    "sra",
+    "don",
+    "doña",
+    "mme",
+}
 Tick = Callable[[float], None]
 Map = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
 
@@ -76,19 +94,29 @@ class Dataset:
         self.train.table.close()
 
 
-def other_names(brain: Brain) -> tuple[str, ...]:
-    """Return the names of everyone else who speaks: whole, by their first word, and as scripts without spaces have it.
+def other_names(brain: Brain, people: Mapping[str, Sequence[str]] | None = None) -> tuple[str, ...]:
+    """Return what everyone else who speaks is called: whole names, first names, aliases, in composed letters and not.
 
-    Where names are written without spaces (田中太郎) and the family's comes first, friends say the last word too.
+    Where names are written without spaces (田中太郎) and the family's comes first, friends say the last word too. Other
+    last names are not looked for by themselves: Young and Will are words.
+
+    Args:
+        brain: its conversations are read.
+        people: names and their aliases.
     """
     names = {message.speaker for one in brain.conversations() for message in one.messages} - {brain.person}
-    found = set(names)
+    for name, aliases in (people or {}).items():
+        if name in names:
+            names.update(aliases)
+    found = set[str]()
     for name in names:
-        words = name.split()
-        found.update(part for part in words[:1] if len(part) > 1)
+        words = name.lstrip("~ \u202f\u00a0").split()  # WhatsApp's mark of people who are in no address book
+        said = [word for word in words if word.casefold().rstrip(".") not in _TITLES]
+        found.update((name, " ".join(words), " ".join(said), *(word for word in said[:1] if len(word) > 1)))
         if any("\u3040" <= letter <= "\u9fff" or "\uac00" <= letter <= "\ud7af" for letter in name):
-            found.update({"".join(words), *(part for part in words[-1:] if len(part) > 1)})
-    return tuple(sorted(name for name in found if name.strip()))
+            found.update(("".join(words), *(word for word in words[-1:] if len(word) > 1)))
+    spelt = {unicodedata.normalize(form, name) for name in found for form in ("NFC", "NFD")}
+    return tuple(sorted(name for name in spelt if name.strip()))
 
 
 def build(
@@ -124,14 +152,14 @@ def build(
         table = Table(shards, private.redactor)
         for one in shards:
             dropped.merge(one.dropped)
-        alive, pairs, similar = _distinct(table, settings, dropped)
+        alive, alike = _distinct(table, settings, dropped)
     if not alive.any():
         reasons = ", ".join(f"{reason} {count}" for reason, count in dropped.counts.most_common())
         raise NothingLeftError(
             f"The dataset is empty: no row of '{brain.person}' is left ({reasons or 'nothing was said'}).",
             "Check --person, add conversations in which they answer, or try --no-quality-filter.",
         )
-    val, closest = _split(table, alive, (pairs, similar), settings)
+    val, closest = _split(table, alive, alike, settings)
     rows = np.flatnonzero(alive)
     held = val[table.session[rows]]
     if held.all():
@@ -244,8 +272,10 @@ def _sigint_blocked() -> Iterator[None]:
 # ---------------------------------------------------------------- choosing
 
 
-def _distinct(table: Table, settings: ExportSettings, dropped: Dropped) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return which rows stay, the pairs among them that are somewhat alike, and how much."""
+def _distinct(
+    table: Table, settings: ExportSettings, dropped: Dropped
+) -> tuple[np.ndarray, tuple[np.ndarray, np.ndarray]]:
+    """Return which rows stay, the pairs of rows (dropped ones among them) that are somewhat alike, and how much."""
     alive = np.ones(table.rows, bool)
     if settings.deduplicate:
         first = dedup.first_of_each(table.keys)
@@ -261,8 +291,7 @@ def _distinct(table: Table, settings: ExportSettings, dropped: Dropped) -> tuple
         often = thinned(table.replies, alive & (table.kinds == 0), settings.seed)
         _drop(table, often, "repeated reply", dropped)
         alive &= ~often
-    both = alive[pairs[:, 0]] & alive[pairs[:, 1]] if len(pairs) else np.empty(0, bool)
-    return alive, pairs[both], similar[both]
+    return alive, (pairs, similar)
 
 
 def _similarities(table: Table, pairs: np.ndarray) -> np.ndarray:
@@ -300,12 +329,15 @@ def _split(
     chat[place[table.session[rows[table.kinds[rows] == 0]]]] = True
     long = table.lengths >= split.LEAK_LENGTH
     close = pairs[(similar >= split.ALIKE) & long[pairs[:, 0]] & long[pairs[:, 1]]] if len(pairs) else pairs
-    bound = [tuple(both) for both in place[table.session[close]].tolist()] if len(close) else []
+    bound = [tuple(both) for both in table.session[close].tolist()] if len(close) else []
+    # A row that was dropped still stands in what is said before the next: a chat exported twice is on one side.
+    bound += split.same_lines(table.keys[long], table.session[long])
+    bound = [
+        (one, other) for one, other in place[np.array(bound, np.int64).reshape(-1, 2)].tolist() if one >= 0 <= other
+    ]
     quoted = np.isin(table.quoted[1], used)
     lines = table.quoted[0][quoted], place[table.quoted[1][quoted]]
     bound += split.same_lines(*lines)
-    if not settings.deduplicate:
-        bound += split.same_lines(table.keys[rows[long[rows]]], place[table.session[rows[long[rows]]]])
     times = table.session_times[used]
     conversations = [
         (table.session_ids[number], None if np.isnan(at) else at)
@@ -320,10 +352,11 @@ def _split(
         if not np.isnan(dated).all():
             val |= ~chat & (times >= np.nanmin(dated))
     where = np.cumsum(alive) - 1
+    kept = alive[pairs[:, 0]] & alive[pairs[:, 1]] if len(pairs) else np.empty(0, bool)
     closest = split.check(
         val,
         (place[table.session[rows]], table.keys[rows], table.lengths[rows]),
-        (where[pairs], similar),
+        (where[pairs[kept]], similar[kept]),
         lines,
     )
     if closest:

@@ -12,14 +12,16 @@ from dataclasses import replace
 
 from twin.dataset.clean import tidy
 from twin.dataset.dedup import jaccard, shingles
-from twin.dataset.redact import Redactor
+from twin.dataset.redact import Redactor, find
 from twin.dataset.secrets import kind_of_secret
 from twin.dropped import Dropped
+from twin.errors import UsageError
 from twin.records import Brain, JournalEntry, Memory, Personality
 from twin.settings import ExportSettings
 
 _LONGEST = 100_000  # characters of a journal entry or memory
 _SAID_ELSEWHERE = 0.6  # a fact this similar to a reserved memory would tell it
+_SAID_INSIDE = 0.8  # so would a text that holds this share of its 5-grams
 
 
 class Private:
@@ -41,7 +43,17 @@ class Private:
     def clean(self, brain: Brain, watch: str | None = None) -> Brain:
         """Return the brain without secrets, private values and reserved memories (those are in ``reserved``)."""
         self.dropped = Dropped(watch)
-        memories = [replace(one, text=text) for one in brain.memories if (text := self._text(one.text, one.id))]
+        called = brain.personality.name or brain.person
+        if self._settings.redact and find(called, self._settings.regions):
+            raise UsageError(
+                f"'{called}' is an address or a number, and would stand in every prompt and row.",
+                f'Give the person a name in twin.toml, under [people]: "Your Name" = ["{called}"]',
+            )
+        memories = [
+            replace(one, id=self._redacted(one.id), text=text, category=self._text(one.category, one.id))
+            for one in brain.memories
+            if (text := self._text(one.text, one.id))
+        ]
         reserved = set(self._reserve(memories))
         self.reserved = tuple(one for one in memories if one.id in reserved)
         held = [shingles(one.text) for one in self.reserved]
@@ -52,29 +64,33 @@ class Private:
             else:
                 kept.append(one)
         journals = [
-            JournalEntry(one.id, text, self._text(one.title, one.id), one.at)
+            JournalEntry(self._redacted(one.id), text, self._text(one.title, one.id), one.at)
             for one in brain.journals
-            if (text := self._text(one.text, one.id))
+            if (text := self._text(one.text, one.id)) and not self._reserves(text, one.id, held)
         ]
         return replace(brain, memories=tuple(kept), journals=tuple(journals), personality=self._profile(brain, held))
 
     def _profile(self, brain: Brain, held: Sequence[frozenset[str]]) -> Personality:
         who = brain.personality
-        facts = [text for fact in who.facts if (text := self._text(fact, "profile"))]
-        told = [fact for fact in facts if self._tells(fact, held)]
-        for fact in told:
-            self.dropped.add("reserved for evaluation", fact, "profile")
+
+        def kept(texts: Sequence[str]) -> tuple[str, ...]:
+            cleaned = [self._text(one, "profile") for one in texts]
+            return tuple(one for one in cleaned if one and not self._reserves(one, "profile", held))
+
         pairs = []
         for context, response in who.response_examples:
             both = self._text(context, "profile"), self._text(response, "profile")
+            if self._reserves("\n".join(both), "profile", held):
+                continue
             if all(both) or not (tidy(context) and tidy(response)):
                 pairs.append(both)
         return replace(
             who,
-            common_phrases=tuple(text for one in who.common_phrases if (text := self._text(one, "profile"))),
-            typing_quirks=tuple(text for one in who.typing_quirks if (text := self._text(one, "profile"))),
-            tone=tuple(text for one in who.tone if (text := self._text(one, "profile"))),
-            facts=tuple(fact for fact in facts if fact not in told),
+            common_phrases=kept(who.common_phrases),
+            typing_quirks=kept(who.typing_quirks),
+            emoji=kept(who.emoji),
+            tone=kept(who.tone),
+            facts=kept(who.facts),
             response_examples=tuple(pairs),
         )
 
@@ -102,6 +118,15 @@ class Private:
 
         return [one.id for one in sorted(memories, key=number)[:count]]
 
+    def _reserves(self, text: str, where: str, held: Sequence[frozenset[str]]) -> bool:
+        """Say whether a text tells a reserved memory; count it then."""
+        tells = self._tells(text, held)
+        if tells:
+            self.dropped.add("reserved for evaluation", text, where)
+        return tells
+
     def _tells(self, text: str, held: Sequence[frozenset[str]]) -> bool:
         own = shingles(text)
-        return any(jaccard(own, other) >= _SAID_ELSEWHERE for other in held)
+        return any(
+            jaccard(own, other) >= _SAID_ELSEWHERE or len(own & other) >= _SAID_INSIDE * len(other) for other in held
+        )

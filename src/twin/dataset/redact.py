@@ -50,8 +50,8 @@ _DOMAIN_ELSEWHERE = re.compile(r"[^\W\d_a-zA-Z][\w\-]{0,62}(?:\.[\w\-]{1,63}){1,
 # Spelt out so that programs miss it: ana (at) example dot org, ana [arroba] example punto es.
 _AT = r"(?:at|ät|arroba|एट|アットマーク|アット|آت|ات)"
 _DOT = r"(?:dot|punkt|punto|ponto|डॉट|ドット|دوت|نقطة)"
-_ATS = ("at", "ät", "arroba", "एट", "アット", "آت", "ات", "@")
-_DOTS = ("dot", "punkt", "punto", "ponto", "डॉट", "ドット", "دوت", "نقطة", ".")
+ATS = ("at", "ät", "arroba", "एट", "アット", "آت", "ات", "@")
+DOTS = ("dot", "punkt", "punto", "ponto", "डॉट", "ドット", "دوت", "نقطة", ".")
 _IN_BRACKETS = r" ?[\[({{<] ?{0} ?[\])}}>] ?"
 _ANY_DOT = rf"(?:{_IN_BRACKETS.format(_DOT)}| {_DOT} |ドット|\.)"
 _HOST = r"[0-9A-Za-z\-]{1,63}"
@@ -94,6 +94,9 @@ _PHONE = re.compile(
     r"(?<![0-9A-Za-z_@/#$€£¥₹\-])(?<!\d[.,:])(?:\+|00)?[ ]?\(?\d(?:[ \u00a0\u2009\-‐‑–./()]{0,3}\d){6,40}"
     r"(?![0-9A-Za-z_%$€£¥₹@]|[.,:]\d|-[0-9A-Za-z_])"
 )
+_MENTION = re.compile(
+    r"(?:(?<![0-9A-Za-z_])@|\bwa\.me/)\+?(?P<number>[1-9]\d{9,14})(?!\d)"
+)  # WhatsApp's, with the country
 _NO_PHONE = re.compile(
     r"\d{1,4}[./\- ]\d{1,2}[./\- ]\d{1,4}(?:[ \-–].*)?"  # dates, and spans of them
     r"|(?:19|20)\d{2} ?[\-–/] ?(?:19|20)\d{2}"
@@ -174,7 +177,7 @@ def _urls(text: str) -> list[Found]:
 
 def _emails(text: str) -> list[Found]:
     low = text.casefold()
-    spelt = any(word in low for word in _DOTS) and any(word in low for word in _ATS)
+    spelt = any(word in low for word in DOTS) and any(word in low for word in ATS)
     matches = _SPELT_EMAIL.finditer(text) if spelt else ()
     found = [Found(*match.span(), "email", match[0].casefold()) for match in matches]
     at = text.find("@")
@@ -289,8 +292,11 @@ def _phones(text: str, regions: tuple[str, ...], taken: Sequence[Found]) -> list
         for one in taken:
             letters[one.start : one.end] = "\n" * (one.end - one.start)
         text = "".join(letters)
-    found = []
+    mentions = [(match, _phone(f"+{match['number']}", (), ())) for match in _MENTION.finditer(text)]
+    found = [Found(*match.span("number"), "phone", value) for match, value in mentions if value]
     for match in _PHONE.finditer(text):
+        if found and _overlaps(*match.span(), found):
+            continue
         candidate = match[0].strip()
         start = match.start() + len(match[0]) - len(match[0].lstrip())
         if candidate.startswith("(") and candidate.count("(") > candidate.count(")"):

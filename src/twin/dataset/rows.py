@@ -29,11 +29,19 @@ _WAITING_BATCHES = 4
 _FLUSH_BYTES = 16 << 20
 
 
-def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, report: Mapping[str, Any]) -> None:
-    """Write all rows, the two parts and the report, each whole or not at all.
+def write(
+    built: Dataset,
+    reserved: Sequence[Memory],
+    paths: DatasetPaths,
+    format_name: str,
+    person: str,
+    report: Mapping[str, Any],
+) -> None:
+    """Write all rows, the two parts, the reserved memories and the report, each whole or not at all.
 
     Args:
         built: the rows.
+        reserved: the memories that no row tells.
         paths: where they go.
         format_name: ``chatml``, ``alpaca``, ``sharegpt`` or ``raw``.
         person: whose replies they are.
@@ -43,10 +51,16 @@ def write(built: Dataset, paths: DatasetPaths, format_name: str, person: str, re
     def batches(rows: TableRows) -> Iterator[bytes]:
         return rows.chatml() if format_name == "chatml" else _batches(rows, format_name, person)
 
-    write_lines(batches(built.train), batches(built.val), paths, report)
+    write_lines(batches(built.train), batches(built.val), paths, report, reserved)
 
 
-def write_lines(train: Iterable[bytes], val: Iterable[bytes], paths: DatasetPaths, report: Mapping[str, Any]) -> None:
+def write_lines(
+    train: Iterable[bytes],
+    val: Iterable[bytes],
+    paths: DatasetPaths,
+    report: Mapping[str, Any],
+    reserved: Sequence[Memory] = (),
+) -> None:
     """Write lines of rows into the file of all and into their part's, then the report.
 
     Args:
@@ -54,6 +68,7 @@ def write_lines(train: Iterable[bytes], val: Iterable[bytes], paths: DatasetPath
         val: held-out lines, some at a time.
         paths: where they go.
         report: what ``dataset.json`` says; the files' SHA-256 are added.
+        reserved: the memories that no row tells.
     """
     with files.exclusive(paths.root):
         with ExitStack() as stack:
@@ -69,6 +84,7 @@ def write_lines(train: Iterable[bytes], val: Iterable[bytes], paths: DatasetPath
                 for batch in val:
                     behind.write(batch, (val_file, full), (whole, held_out))
             digests |= {paths.val.name: held_out.hexdigest(), paths.full.name: whole.hexdigest()}
+        _write_reserved(reserved, paths)
         files.write_json(paths.report, {**report, "files": digests})
 
 
@@ -119,7 +135,7 @@ def _sync(handles: Sequence[int]) -> None:
         os.fsync(handle)
 
 
-def write_reserved(memories: Sequence[Memory], paths: DatasetPaths) -> None:
+def _write_reserved(memories: Sequence[Memory], paths: DatasetPaths) -> None:
     """Write the memories that no row tells, one JSON object a line."""
     with files.atomic_write(paths.reserved) as handle:
         for one in memories:

@@ -84,6 +84,7 @@ _NO_LITERAL = re.compile(r"https?://.*|www\..*|\d{1,2}[:.]\d{2}|\d{1,4}[./-]\d{1
 _UUID_OR_HEX = re.compile(r"(?:[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}|[0-9a-f]+|[0-9A-F]+|\d+)")
 _LONG = re.compile(r"(?<![\w/.=+\-])[A-Za-z0-9+/_=\-]{32,}(?![\w/.])")
 _LETTERS = re.compile(r"[^\W\d_]+")
+_FEW_WORDS, _ALONE = 3, 6  # words of a message, and letters of one, that may be a password by itself
 _SEED_WORDS = 12
 _DISTINCT_SEED_WORDS = 8  # "ha ha ha …" is none
 
@@ -157,6 +158,12 @@ def tells_password(text: str) -> bool:
             return True
     made_up = (token[0].strip(_EDGES) for token in _TOKEN.finditer(text)) if _NETWORK.search(low) else ()
     return any(len(token) >= 8 and _looks_made_up(token) for token in made_up)
+
+
+def is_password(text: str) -> bool:
+    """Say whether a short message looks like a password and nothing else: the answer to who asked for one."""
+    words = [token[0].strip(_EDGES) for token in _TOKEN.finditer(text)]
+    return len(words) <= _FEW_WORDS and any(len(word) >= _ALONE and _looks_made_up(word) for word in words)
 
 
 def _plausible(token: str) -> bool:

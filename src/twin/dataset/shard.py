@@ -19,18 +19,19 @@ import orjson
 from twin.dataset import dedup
 from twin.dataset.clean import MAX_MESSAGE, MAX_TYPED_WITH_LINK, Habits, pasted, reason_to_drop, tidied
 from twin.dataset.redact import CLOSE, LOCAL, OPEN, Redactor
-from twin.dataset.secrets import holds_key, holds_seed_phrase, tells_password
+from twin.dataset.secrets import holds_key, holds_seed_phrase, is_password, tells_password
 from twin.dataset.suspects import suspects
 from twin.dataset.window import SaidTurn, Session, context, seconds, sessions, turns_of
 from twin.dropped import Dropped
 from twin.errors import file_errors
-from twin.records import KINDS, Chats, Conversation, Example, Message
+from twin.records import KINDS, Chats, Conversation, Example, Message, Turn
 from twin.settings import ExportSettings
 
 BEGINNING = b'{"messages":['
 QUOTED = 60  # characters of a line that is the same only where somebody quotes or forwards it
 SHORT_REPLY = 40  # characters: what is longer is not said often
 _TURN = {role: b'{"role":"' + role.encode() + b'","content":%b}' for role in ("user", "assistant")}
+_ANSWERS = 2  # messages after one about a password that may be it
 _BATCH = 2048
 _BUFFER = 1 << 20
 
@@ -131,6 +132,7 @@ class _Writer:
         self.habits = Habits()
         self.sources: dict[str, Source] = {}
         self._names: dict[str, str] = {}
+        self._places: dict[str, str] = {}
         self._handle = path.open("wb", buffering=_BUFFER)
         self._texts = text_file(path).open("wb", buffering=_BUFFER)
         # Arrays, for lists would take some forty bytes a number, and one file may hold millions of rows.
@@ -157,7 +159,7 @@ class _Writer:
             if settings.quality_filter:
                 for number, text in enumerate(texts):
                     if len(text) > MAX_MESSAGE:
-                        self.dropped.add("over-long message", text[:200], piece.id)
+                        self.dropped.add("over-long message", f"{len(text):,} characters", piece.id)
                         texts[number] = ""
             self._hide(texts, piece)
             if settings.quality_filter:
@@ -184,14 +186,25 @@ class _Writer:
             found = self._names[speaker] = speaker if own else self.redactor.local(plain)
         return found
 
+    def _place(self, conversation_id: str) -> str:
+        """Return how rows name a conversation: its file is often called after somebody, or after a number."""
+        found = self._places.get(conversation_id)
+        if found is None:
+            hides = self.job.settings.redact or self.job.names
+            found = self._places[conversation_id] = self.redactor.local(conversation_id) if hides else conversation_id
+        return found
+
     def _drop(self, reason: str, text: str, where: str) -> None:
         """Count a row left out; where it is listed, placeholders are readable."""
-        self.dropped.add(reason, LOCAL.sub(r"[\1 \2]", text) if OPEN in text else text, where)
+        text, where = (LOCAL.sub(r"[\1 \2]", one) if OPEN in one else one for one in (text, where))
+        self.dropped.add(reason, text, where)
 
     def _hide(self, texts: list[str], piece: Conversation) -> None:
         found = suspects(texts)
         secrets = {number: "key" for number in found.keys if holds_key(texts[number])}
         secrets |= {number: "password" for number in found.passwords if tells_password(texts[number])}
+        asked = {later for number in found.passwords for later in range(number + 1, number + 1 + _ANSWERS)}
+        secrets |= {number: "password" for number in asked if number < len(texts) and is_password(texts[number])}
         secrets |= {number: "seed phrase" for number in found.seeds if holds_seed_phrase(texts[number])}
         for number, secret in secrets.items():
             self.dropped.add(f"secret ({secret})", "…", f"{piece.id}:{piece.start + number}")
@@ -216,13 +229,14 @@ class _Writer:
             dedup.flat(turn.content if OPEN not in turn.content else LOCAL.sub(r"\1", turn.content)) for turn in turns
         ]
         lines = [_TURN[turn.role] % orjson.dumps(turn.content) for turn in turns]
-        tail = orjson.dumps({"conversation": session_id, "kind": "chat"})[1:]
+        place_id = self._place(said.conversation_id)
+        tail = orjson.dumps({"conversation": f"{place_id}#{said.start}", "kind": "chat"})[1:]
         begins = context(turns, [len(line) // 3 for line in lines], settings.context_turns, settings.context_tokens)
         self._quote(turns, number)
         for place, turn in enumerate(turns):
             if turn.role != "assistant":
                 continue
-            row_id = f"{said.conversation_id}:{said.start + turn.first}-{said.start + turn.last}"
+            row_id = f"{place_id}:{said.start + turn.first}-{said.start + turn.last}"
             if place == 0:
                 self._drop("nothing was said before it", turn.content, row_id)
                 continue
@@ -244,6 +258,7 @@ class _Writer:
             return
         number = self._begin(example.conversation_id, at, example.other)
         about = {"id": example.id, "conversation": example.conversation_id, "kind": example.kind}
+        self._quote(example.turns, number)  # a chat that says a journal's line stays with it
         turns = [{"role": turn.role, "content": turn.content} for turn in example.turns]
         line = orjson.dumps({"messages": turns} | about)[len(BEGINNING) :] + b"\n"
         own = dedup.flat(reply)
@@ -253,7 +268,7 @@ class _Writer:
         self._sessions.append((session_id, float("nan") if at is None else at, other))
         return len(self._sessions) - 1
 
-    def _quote(self, turns: Sequence[SaidTurn], session: int) -> None:
+    def _quote(self, turns: Sequence[SaidTurn | Turn], session: int) -> None:
         for turn in turns:
             if len(turn.content) >= QUOTED:
                 for line in turn.content.split("\n"):

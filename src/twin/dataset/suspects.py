@@ -13,14 +13,12 @@ from typing import NamedTuple
 import numpy as np
 from ahocorasick_rs import AhoCorasick
 
-from twin.dataset.redact import plain_marks
+from twin.dataset.redact import ATS, DOTS, plain_marks
 from twin.dataset.secrets import NETWORKS, WORDS
 
 _DIGIT, _TOKEN, _SPACE, _DOT, _COLON, _LETTER = 1, 2, 4, 8, 16, 32
-_OF_VALUES = (
-    "@", "://", "::", "(at", "[at", "{at", "<at", "( at", "[ at", "{ at", "< at", "(arroba", "[arroba", "アット",
-    "(एट", "(آت", "dot", "punkt", "punto", "ponto", "डॉट", "ドット", "دوت", "نقطة",
-)  # fmt: skip
+_IN_BRACKETS = tuple(f"{bracket}{space}{at}" for bracket in "[({<" for space in ("", " ") for at in ATS)
+_OF_VALUES = ("@", "://", "::", "wa.me/", "アット", *_IN_BRACKETS, *(dot for dot in DOTS if dot != "."))
 _OF_KEYS = ("-----begin", "hooks.slack", "webhooks/")
 _DIGITS_NEAR = 6, 30  # so many digits within so many characters
 _TOKEN_RUN = 15
