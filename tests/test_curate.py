@@ -14,6 +14,7 @@ import pytest
 
 from twin import curate, files, runs
 from twin.brain.forgotten import Tombstone
+from twin.dataset import rows
 from twin.errors import MachineError, StepError, UsageError
 from twin.progress import Silent
 from twin.settings import load_settings
@@ -307,6 +308,18 @@ def test_a_run_whose_record_does_not_tell_is_named_as_one_that_may_have_learned(
         files.write_json(a_run(name).record, {"provenance": {source: about}})
     done = forget(source="chat.txt", before=datetime(2024, 1, 11), dry_run=True)
     assert [(run["adapter"], run["certain"]) for run in done.made] == [("adapters/odd", False)]
+
+
+def test_documents_without_conversations_stand_in_the_provenance(chat):
+    Path("brain/diary #2.md").write_text("## 2 January 2020\n\nRain all day.\n\n## 3 January 2021\n\nSun.\n", "utf-8")
+    files.write_json(Path("brain/profile/app.json"), {"personality_profile": {"facts": ["Ada has a boat called Wim."]}})
+    found = files.read_json(export(person="Ada").paths.report)["provenance"]
+    assert found["diary #2.md"] == {"people": {}, "first": "2020-01-02T00:00:00", "last": "2021-01-03T00:00:00"}
+    assert found["profile/app.json"] == {"people": {}, "first": None, "last": None}
+    about = rows.load(load_settings()).provenance
+    files.write_json(a_run("told").record, {"provenance": about})
+    done = forget(source="diary #2.md", dry_run=True)
+    assert (done.others, [run["certain"] for run in done.made]) == (2, [True])
 
 
 def test_times_with_and_without_a_zone_are_compared(chat):

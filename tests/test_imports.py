@@ -20,6 +20,7 @@ BOTTOM = {
     "foreign",
     "gguf_checkpoint",
     "llama",
+    "names",
     "packages",
     "presets",
     "progress",

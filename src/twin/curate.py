@@ -215,12 +215,24 @@ def _export(
                 "system_prompt": system.text if carried else "",
                 "memories_in_prompt": len(system.memory_ids),
                 "sources": list(called),
-                "provenance": {name: source.as_json() for name, source in built.sources.items()},
+                "provenance": _provenance(person, built),
                 "settings": own.model_dump(mode="json"),
             }
             with reporter.task("Writing rows"):
                 rows.write(built, reserved, paths, own.format, person.person, report)
     return replace(done, seconds=time.perf_counter() - started)
+
+
+def _provenance(person: Brain, built: Dataset) -> dict[str, Any]:
+    """Return of each document who speaks in it and when; in one of memories or journals alone nobody does."""
+    from twin.dataset.shard import Source
+
+    found = dict(built.sources)
+    for item in (*person.memories, *person.journals):
+        found.setdefault(person.source_of(item), Source()).date([item.at])
+    if person.personality.source:
+        found.setdefault(person.personality.source, Source())
+    return {name: source.as_json() for name, source in found.items()}
 
 
 def _export_from_app(settings: Settings, reporter: Reporter, ask: Ask | None) -> Exported:
@@ -412,7 +424,7 @@ def _hidden(brain: Brain, stone: Tombstone) -> dict[str, int]:
     others: list[Memory | JournalEntry] = [] if stone.person else [*brain.memories, *brain.journals]
     return {
         "messages": messages,
-        "others": sum(stone.hits_time(one.at) and stone.hits_source(one.id.partition("#")[0]) for one in others),
+        "others": sum(stone.hits_time(one.at) and stone.hits_source(brain.source_of(one)) for one in others),
     }
 
 

@@ -93,7 +93,10 @@ class JournalEntry:
 
 @dataclass(frozen=True, slots=True)
 class Personality:
-    """How the person speaks and what is known of them. ``response_examples`` are (context, reply) pairs."""
+    """How the person speaks and what is known of them. ``response_examples`` are (context, reply) pairs.
+
+    ``source`` is the document that tells it.
+    """
 
     name: str = ""
     common_phrases: tuple[str, ...] = ()
@@ -102,6 +105,7 @@ class Personality:
     tone: tuple[str, ...] = ()
     facts: tuple[str, ...] = ()
     response_examples: tuple[tuple[str, str], ...] = ()
+    source: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +117,7 @@ class Brain:
         chats: their conversations, one entry a file.
         memories, journals, personality: what else is known.
         dropped: what was left out of the files that hold no conversations.
+        documents: the names of the documents it was read from.
     """
 
     person: str
@@ -121,6 +126,14 @@ class Brain:
     journals: tuple[JournalEntry, ...] = ()
     personality: Personality = Personality()
     dropped: Dropped = field(default_factory=Dropped, compare=False)
+    documents: frozenset[str] = field(default=frozenset(), compare=False)
+
+    def source_of(self, item: Memory | JournalEntry) -> str:
+        """Return the name of the document that holds a memory or journal entry, whose id begins with it."""
+        name = item.id
+        while name not in self.documents and "#" in name:  # which may stand in the document's name too
+            name = name.rpartition("#")[0]
+        return name
 
     def conversations(self, dropped: Dropped | None = None) -> Iterator[Conversation]:
         """Yield all conversations, file by file."""

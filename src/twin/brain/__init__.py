@@ -121,7 +121,8 @@ def load(
     named = identity.resolve(person) if person is not None else None
     writes = bool(journals) or bool(personality.response_examples)
     who = whose(named, identity.resolve(personality.name), Speakers(chats), writes, dropped)
-    return Brain(who, tuple(replace(one, person=who) for one in chats), memories, journals, personality, dropped)
+    names = frozenset(document.name for document, _ in documents)
+    return Brain(who, tuple(replace(one, person=who) for one in chats), memories, journals, personality, dropped, names)
 
 
 def _told(
@@ -138,7 +139,7 @@ def _told(
         counts = Dropped() if Conversation in importer.HOLDS else dropped
         for item in _read(importer, document, counts):
             if isinstance(item, Personality):
-                personality = item
+                personality = replace(item, source=document.name)
             elif isinstance(item, Memory | JournalEntry) and forgotten.hides(item, document.name):
                 dropped.add(REASON, item.text, document.name)
             elif isinstance(item, Memory):

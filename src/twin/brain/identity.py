@@ -5,20 +5,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 from twin.errors import UsageError
+from twin.names import key
 
-_NUMBER = re.compile(r"\+?[\d\s().\-/]{7,}")
-
-
-def key(name: str) -> str:
-    """Return what two spellings of one name share: case and spaces do not count, in a phone number its digits alone."""
-    flat = " ".join(name.replace("\u00a0", " ").split()).casefold()
-    if _NUMBER.fullmatch(flat):
-        return "".join(digit for digit in flat if digit.isdigit()).lstrip("0") or flat
-    return flat
+__all__ = ["Identity", "key"]
 
 
 class Identity:

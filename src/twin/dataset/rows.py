@@ -20,6 +20,7 @@ from twin.dataset import Dataset
 from twin.dataset.formats import read_rows, to_line
 from twin.dataset.table import Rows as TableRows
 from twin.errors import UsageError
+from twin.names import person_digest
 from twin.records import Example, Memory, Turn
 from twin.runs import DatasetPaths
 from twin.settings import Settings
@@ -225,7 +226,7 @@ def _hashed(provenance: Any) -> dict[str, Any] | None:
         people = about.get("people") if isinstance(about, dict) else None
         if not isinstance(people, dict):
             return None
-        found[name] = {**about, "people": sorted(files.name_digest(person) for person in people)}
+        found[name] = {**about, "people": sorted(person_digest(person) for person in people)}
     return found
 
 

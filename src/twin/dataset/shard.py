@@ -69,7 +69,11 @@ class Source:
     def hear(self, messages: Sequence[Message]) -> None:
         """Count speakers and widen the span of time."""
         self.people.update(message.speaker for message in messages)
-        times = [message.at for message in messages if message.at]
+        self.date(message.at for message in messages)
+
+    def date(self, dates: Iterable[datetime | None]) -> None:
+        """Widen the span of time."""
+        times = [at for at in dates if at]
         if times:
             self.first = min([*times, self.first] if self.first else times)
             self.last = max([*times, self.last] if self.last else times)
