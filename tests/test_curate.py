@@ -310,6 +310,18 @@ def test_a_run_whose_record_does_not_tell_is_named_as_one_that_may_have_learned(
     assert [(run["adapter"], run["certain"]) for run in done.made] == [("adapters/odd", False)]
 
 
+@pytest.mark.parametrize("named", ["Di", "di_77", "+442079460958"])
+def test_a_run_knows_a_person_by_any_name_and_spelling_of_today(chat, named):
+    chat.write_text(CHAT.replace("Bo", "+44 20 7946 0958").replace("Cy", "di_77"), "utf-8")
+    export(person="Ada")
+    files.write_json(a_run("told").record, {"provenance": rows.load(load_settings()).provenance})
+    Path("twin.toml").write_text('[people]\n"Di" = ["di_77", "+44 (20) 79460958"]\n', "utf-8")
+    assert [run["certain"] for run in forget(person=named, dry_run=True).made] == [True]
+    Path("twin.toml").unlink()
+    if named != "Di":
+        assert [run["certain"] for run in forget(person=named, dry_run=True).made] == [True]
+
+
 def test_documents_without_conversations_stand_in_the_provenance(chat):
     Path("brain/diary #2.md").write_text("## 2 January 2020\n\nRain all day.\n\n## 3 January 2021\n\nSun.\n", "utf-8")
     files.write_json(Path("brain/profile/app.json"), {"personality_profile": {"facts": ["Ada has a boat called Wim."]}})

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from twin import __version__, files, prompt, runs
 from twin.dropped import Dropped
 from twin.errors import MachineError, NothingLeftError, StepError, TwinError, UsageError, nearest
+from twin.names import person_digest
 from twin.progress import Reporter
 from twin.prompt import SystemPrompt
 from twin.records import Brain, JournalEntry, Memory
@@ -228,7 +229,8 @@ def _provenance(person: Brain, built: Dataset) -> dict[str, Any]:
     from twin.dataset.shard import Source
 
     found = dict(built.sources)
-    for item in (*person.memories, *person.journals):
+    told: list[Memory | JournalEntry] = [*person.memories, *person.journals]
+    for item in told:
         found.setdefault(person.source_of(item), Source()).date([item.at])
     if person.personality.source:
         found.setdefault(person.personality.source, Source())
@@ -372,7 +374,7 @@ def forget(
         speakers = {message.speaker for one in brain.conversations() for message in one.messages} | {"nobody"}
         names = {chats.name for chats in brain.chats} | {"nothing"}
         raise UsageError(f"Nothing here is of {stone}.", nearest(source or named, names if source else speakers))
-    made = _made_from(stone)
+    made = _made_from(stone, {person, named, *settings.people.get(named, ())})
     dataset = report.parent if last else None
     if dry_run:
         return Forgot(str(stone), hidden["messages"], hidden["others"], dataset, None, made)
@@ -428,13 +430,20 @@ def _hidden(brain: Brain, stone: Tombstone) -> dict[str, int]:
     }
 
 
-def _made_from(stone: Tombstone) -> tuple[dict[str, Any], ...]:
-    """Return every run that learned something of what is gone, with its GGUFs and models."""
+def _made_from(stone: Tombstone, called: set[str]) -> tuple[dict[str, Any], ...]:
+    """Return every run that learned something of what is gone, with its GGUFs and models.
+
+    Args:
+        stone: what is gone.
+        called: all that its person is called now; a run may know them by any of it.
+    """
     found = []
     for paths in runs.all_runs():
         record = files.read_json(paths.record) if paths.record.exists() else {}
         provenance = record.get("provenance")
-        learned = [_learned(stone, *one) for one in provenance.items()] if isinstance(provenance, dict) else [None]
+        learned = (
+            [_learned(stone, called, *one) for one in provenance.items()] if isinstance(provenance, dict) else [None]
+        )
         if any(one is not False for one in learned):
             found.append(
                 {
@@ -447,7 +456,7 @@ def _made_from(stone: Tombstone) -> tuple[dict[str, Any], ...]:
     return tuple(found)
 
 
-def _learned(stone: Tombstone, name: str, about: Any) -> bool | None:
+def _learned(stone: Tombstone, called: set[str], name: str, about: Any) -> bool | None:
     """Say whether a source that a run learned from holds something of what is gone; None: the record doesn't tell."""
     if not stone.hits_source(name):
         return False
@@ -458,7 +467,10 @@ def _learned(stone: Tombstone, name: str, about: Any) -> bool | None:
     except (TypeError, ValueError):
         return None
     early = stone.before is None or first is None or first < stone.before
-    return early and (not stone.person or files.name_digest(stone.person) in about["people"])
+    if not early or not stone.person:
+        return early
+    # An older record has digests of phone numbers as they were spelled.
+    return any(digest(one) in about["people"] for one in called for digest in (person_digest, files.name_digest))
 
 
 # ---------------------------------------------------------------- serving
