@@ -322,6 +322,17 @@ def test_a_run_knows_a_person_by_any_name_and_spelling_of_today(chat, named):
         assert [run["certain"] for run in forget(person=named, dry_run=True).made] == [True]
 
 
+def test_a_training_that_was_stopped_may_have_learned(chat):
+    export(person="Ada")
+    a_run("again", people=("Ada",))
+    a_run("with-bo")
+    for name in ("again", "with-bo", "stopped"):
+        (runs.run_paths(name).checkpoints / "checkpoint-5").mkdir(parents=True)
+    assert [(run["adapter"], run["certain"]) for run in forget(person="Bo", dry_run=True).made] == [
+        ("adapters/again", False), ("adapters/stopped", False), ("adapters/with-bo", True),
+    ]  # fmt: skip
+
+
 def test_documents_without_conversations_stand_in_the_provenance(chat):
     Path("brain/diary #2.md").write_text("## 2 January 2020\n\nRain all day.\n\n## 3 January 2021\n\nSun.\n", "utf-8")
     files.write_json(Path("brain/profile/app.json"), {"personality_profile": {"facts": ["Ada has a boat called Wim."]}})

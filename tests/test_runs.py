@@ -103,6 +103,16 @@ def test_newest_adapter_is_the_one_that_finished_last():
     assert newest_adapter().name == "a"
 
 
+def test_all_runs_are_those_that_have_learned():
+    finished("b", 2000)
+    write_json(run_paths("c").record, {})
+    (run_paths("a").checkpoints / "checkpoint-5").mkdir(parents=True)
+    bind_checkpoints(run_paths("at-once"), None, {})  # stopped before the first checkpoint
+    run_paths("empty").root.mkdir()
+    assert [paths.name for paths in runs.all_runs()] == ["a", "b", "c"]
+    assert [runs.has_checkpoints(paths) for paths in runs.all_runs()] == [True, False, False]
+
+
 def test_the_newest_whole_checkpoint_is_found_and_a_wrong_one_refused():
     paths = run_paths("mine")
     assert find_checkpoint(None, paths) is None

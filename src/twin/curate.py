@@ -440,10 +440,10 @@ def _made_from(stone: Tombstone, called: set[str]) -> tuple[dict[str, Any], ...]
     found = []
     for paths in runs.all_runs():
         record = files.read_json(paths.record) if paths.record.exists() else {}
-        provenance = record.get("provenance")
-        learned = (
-            [_learned(stone, called, *one) for one in provenance.items()] if isinstance(provenance, dict) else [None]
-        )
+        sources = record.get("provenance")
+        learned = [_learned(stone, called, *one) for one in sources.items()] if isinstance(sources, dict) else [None]
+        if runs.has_checkpoints(paths):
+            learned.append(None)
         if any(one is not False for one in learned):
             found.append(
                 {

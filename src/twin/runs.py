@@ -177,8 +177,15 @@ def registered_models(paths: RunPaths) -> list[dict[str, str]]:
 
 
 def all_runs(root: Path = Path("adapters")) -> list[RunPaths]:
-    """Return every run with an adapter, by name."""
-    return [RunPaths(path.parent) for path in sorted(root.glob("*/adapter_config.json"))]
+    """Return every run with an adapter, a record or checkpoints, by name: one that was stopped has learned too."""
+    learned = ("*/adapter_config.json", "*/run.json", "*/checkpoints/checkpoint-*")
+    found = {path.relative_to(root).parts[0] for pattern in learned for path in root.glob(pattern)}
+    return [RunPaths(root / name) for name in sorted(found)]
+
+
+def has_checkpoints(paths: RunPaths) -> bool:
+    """Say whether a training left checkpoints: it was stopped, and the run's record is not of it."""
+    return any(paths.checkpoints.glob("checkpoint-*"))
 
 
 def run_paths(name: str, root: Path = Path("adapters")) -> RunPaths:
