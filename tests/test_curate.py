@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import zipfile
 from collections import Counter
 from datetime import datetime
 from pathlib import Path
@@ -320,6 +321,40 @@ def test_a_run_knows_a_person_by_any_name_and_spelling_of_today(chat, named):
     Path("twin.toml").unlink()
     if named != "Di":
         assert [run["certain"] for run in forget(person=named, dry_run=True).made] == [True]
+
+
+@pytest.mark.parametrize("before", [None, datetime(2030, 1, 1)])
+def test_a_forgotten_source_stays_so_whatever_folder_is_named(chat, before):
+    for name in ("sub/chat.txt", "sub/2020-01-02.md", "sub/other.txt"):
+        files.write_text(Path("brain", name), "Forgotten words.\n" if name.endswith(".md") else CHAT)
+    with zipfile.ZipFile("brain/old.zip", "w") as packed:
+        packed.writestr("in/a.txt", CHAT)
+    export(person="Ada")
+    forget(source="sub/chat.txt", before=before)
+    forget(source="sub/2020-01-02.md", before=before)
+    forget(source="old.zip", before=before)
+    stones = files.read_json(Path("forgotten.json"))["forgotten"]
+    assert [one["paths"] for one in stones] == [
+        [str(Path("brain/sub/chat.txt").resolve())],
+        [str(Path("brain/sub/2020-01-02.md").resolve())],
+        [str(Path("brain/old.zip").resolve()) + "/in/a.txt"],
+    ]
+    Path("elsewhere").symlink_to("brain/old.zip")
+    report = files.read_json(export([Path("brain/sub"), Path("elsewhere")], person="Ada").paths.report)
+    seen = {name: one["people"] for name, one in report["provenance"].items() if one["people"] or one["first"]}
+    assert list(seen) == ["other.txt"]
+    forget(source="sub/chat.txt", before=before)  # in another folder, where nothing is called so
+    assert files.read_json(Path("forgotten.json"))["forgotten"] == stones
+
+
+def test_a_stone_of_before_paths_were_kept_gets_them_when_it_is_said_again(chat):
+    files.write_text(Path("brain/sub/chat.txt"), CHAT)
+    files.write_json(Path("forgotten.json"), {"forgotten": [{"source": "sub"}, {"person": "Cy"}]})
+    export(person="Ada")
+    forget(source="sub")
+    assert files.read_json(Path("forgotten.json"))["forgotten"][0]["paths"] == [
+        str(Path("brain/sub/chat.txt").resolve())
+    ]
 
 
 def test_a_training_that_was_stopped_may_have_learned(chat):

@@ -360,7 +360,8 @@ def forget(
     stone = forgotten.Tombstone(named, source, before)
     file = runs.forgotten_file()
     known = forgotten.read(file)
-    again = bool(last) and stone in known.stones  # another dataset, or forgetting was stopped halfway
+    old = next((one for one in known.stones if one == stone), None)
+    again = bool(last) and old is not None  # another dataset, or forgetting was stopped halfway
     try:
         brain = read_brain(sources, settings, reporter)
     except UsageError as error:
@@ -370,6 +371,8 @@ def forget(
     if key(named) == key(brain.person):
         raise UsageError(f"'{named}' is whose twin this is.", "Name somebody else, a --source or a --before date.")
     hidden = _hidden(brain, stone)
+    hit = [place for name, place in brain.documents.items() if source and stone.hits_source(name)]
+    stone = replace(stone, paths=frozenset(hit).union(old.paths if old else ()))
     if not hidden["messages"] and not hidden["others"] and not again:
         speakers = {message.speaker for one in brain.conversations() for message in one.messages} | {"nobody"}
         names = {chats.name for chats in brain.chats} | {"nothing"}
@@ -378,8 +381,10 @@ def forget(
     dataset = report.parent if last else None
     if dry_run:
         return Forgot(str(stone), hidden["messages"], hidden["others"], dataset, None, made)
-    if stone not in known.stones:
-        forgotten.write(forgotten.Forgotten((*known.stones, stone)), file)
+    if old is None or stone.paths != old.paths:
+        stones = [one for one in known.stones if one != stone]
+        stones.insert(known.stones.index(old) if old else len(stones), stone)
+        forgotten.write(forgotten.Forgotten(tuple(stones)), file)
     try:
         exported = export(sources, settings, reporter) if last else None
     except (NothingLeftError, UsageError) as error:  # the same brain could be read a moment ago

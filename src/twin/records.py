@@ -5,7 +5,7 @@ Immutable records, nothing else. ``Message`` and ``Turn`` are named tuples: ther
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, NamedTuple, Protocol, get_args
@@ -117,7 +117,7 @@ class Brain:
         chats: their conversations, one entry a file.
         memories, journals, personality: what else is known.
         dropped: what was left out of the files that hold no conversations.
-        documents: the names of the documents it was read from.
+        documents: the documents it was looked for in: by what row ids call each, the file it is.
     """
 
     person: str
@@ -126,7 +126,7 @@ class Brain:
     journals: tuple[JournalEntry, ...] = ()
     personality: Personality = Personality()
     dropped: Dropped = field(default_factory=Dropped, compare=False)
-    documents: frozenset[str] = field(default=frozenset(), compare=False)
+    documents: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def source_of(self, item: Memory | JournalEntry) -> str:
         """Return the name of the document that holds a memory or journal entry, whose id begins with it."""

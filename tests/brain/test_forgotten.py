@@ -255,6 +255,18 @@ def test_what_is_written_is_read(stones):
     assert read(Path("forgotten.json")) == Forgotten(tuple(stones))
 
 
+def test_paths_are_kept_beside_the_name_and_either_hides():
+    stone = Tombstone(source="sub/a.txt", paths=frozenset({"/b/sub/a.txt"}))
+    write(Forgotten((stone,)), Path("forgotten.json"))
+    found = read(Path("forgotten.json"))
+    assert found.stones[0].paths == stone.paths
+    assert found.hides_document("a.txt", "/b/sub/a.txt")
+    assert found.hides_document("sub/a.txt", "/moved/sub/a.txt")
+    assert not found.hides_document("a.txt", "/b/a.txt")
+    assert found.hides(Memory("m", "x"), "a.txt", "/b/sub/a.txt")
+    assert list(found.visible(TALK, "a.txt", Identity(), Dropped(), "/b/sub/a.txt")) == []
+
+
 def test_no_file_is_nothing_forgotten():
     assert read(Path("forgotten.json")) == NOTHING
 
@@ -268,6 +280,10 @@ def test_no_file_is_nothing_forgotten():
         '{"forgotten": [null]}',
         '{"forgotten": [{"person": "Cleo", "before": "last week"}]}',
         '{"forgotten": [{"person": "Cleo", "before": 5}]}',
+        '{"forgotten": [{"person": "Cleo", "paths": ["/a.txt"]}]}',
+        '{"forgotten": [{"source": "a.txt", "paths": "/a.txt"}]}',
+        '{"forgotten": [{"source": "a.txt", "paths": [""]}]}',
+        '{"forgotten": [{"paths": ["/a.txt"]}]}',
     ],
 )
 def test_a_broken_file_is_never_read_as_nothing_forgotten(content):

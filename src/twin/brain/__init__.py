@@ -66,7 +66,7 @@ class FileChats:
                     ]
                 )
                 item = Conversation(item.id, renamed, item.start)  # noqa: PLW2901 - the same conversation
-            yield from self.forgotten.visible(item, self.document.name, identity, dropped)
+            yield from self.forgotten.visible(item, self.document.name, identity, dropped, self.document.place)
 
 
 def _importer(name: str) -> Importer:
@@ -105,8 +105,10 @@ def load(
     identity = Identity(people)
     dropped = Dropped(watch)
     documents = []
+    places = {}
     for document, importer in find(sources, dropped, columns):
-        if forgotten.hides_document(document.name):
+        places[document.name] = document.place
+        if forgotten.hides_document(document.name, document.place):
             dropped.add(REASON, where=document.name)
         else:
             documents.append((document, importer))
@@ -121,8 +123,9 @@ def load(
     named = identity.resolve(person) if person is not None else None
     writes = bool(journals) or bool(personality.response_examples)
     who = whose(named, identity.resolve(personality.name), Speakers(chats), writes, dropped)
-    names = frozenset(document.name for document, _ in documents)
-    return Brain(who, tuple(replace(one, person=who) for one in chats), memories, journals, personality, dropped, names)
+    return Brain(
+        who, tuple(replace(one, person=who) for one in chats), memories, journals, personality, dropped, places
+    )
 
 
 def _told(
@@ -140,7 +143,7 @@ def _told(
         for item in _read(importer, document, counts):
             if isinstance(item, Personality):
                 personality = replace(item, source=document.name)
-            elif isinstance(item, Memory | JournalEntry) and forgotten.hides(item, document.name):
+            elif isinstance(item, Memory | JournalEntry) and forgotten.hides(item, document.name, document.place):
                 dropped.add(REASON, item.text, document.name)
             elif isinstance(item, Memory):
                 memories.append(item)

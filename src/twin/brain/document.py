@@ -67,6 +67,12 @@ class Document:
         """The suffix in small letters, with its dot."""
         return self.path.suffix.lower()
 
+    @cached_property
+    def place(self) -> str:
+        """Where it is, whatever was named on the command line to find it: its resolved path, and its name in a zip."""
+        file = os.fsencode(self.file.resolve()).decode("utf-8", "replace")  # a name that is no Unicode can't be kept
+        return f"{file}/{self.member}" if self.member else file
+
     @contextmanager
     def open(self) -> Iterator[IO[bytes]]:
         """Open it for reading.

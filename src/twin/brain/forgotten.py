@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -24,20 +24,24 @@ class Tombstone:
         person: a speaker's messages, in every chat.
         source: a file or folder of the brain, as row ids call it.
         before: whatever is dated earlier.
+        paths: the files that the source was when it was hidden (``Document.place``): what row ids call a file depends
+            on the folder that is named.
     """
 
     person: str = ""
     source: str = ""
     before: datetime | None = None
+    paths: frozenset[str] = field(default=frozenset(), compare=False)
 
     def __str__(self) -> str:
         """Say it as a person reads it."""
         parts = [self.person, f"source {self.source}" if self.source else ""]
         return ", ".join(part for part in [*parts, f"before {self.before:%Y-%m-%d}" if self.before else ""] if part)
 
-    def hits_source(self, name: str) -> bool:
-        """Say whether a document of that name is meant: its name, or a folder or zip above it."""
-        return not self.source or name == self.source or name.startswith(self.source.rstrip("/") + "/")
+    def hits_source(self, name: str, place: str = "") -> bool:
+        """Say whether a document is meant: by its name, that of a folder or zip above it, or its place."""
+        named = not self.source or name == self.source or name.startswith(self.source.rstrip("/") + "/")
+        return named or place in self.paths
 
     def hits_time(self, at: datetime | None) -> bool:
         """Say whether a time is early enough; what has no date is not."""
@@ -50,19 +54,20 @@ class Forgotten:
 
     stones: tuple[Tombstone, ...] = ()
 
-    def hides_document(self, name: str) -> bool:
+    def hides_document(self, name: str, place: str = "") -> bool:
         """Say whether all of a document is hidden."""
-        return any(one.source and one.hits_source(name) and not one.person and not one.before for one in self.stones)
+        whole = (one for one in self.stones if one.source and not one.person and not one.before)
+        return any(one.hits_source(name, place) for one in whole)
 
-    def hides(self, item: Memory | JournalEntry, source: str) -> bool:
+    def hides(self, item: Memory | JournalEntry, source: str, place: str = "") -> bool:
         """Say whether a memory or journal entry is hidden."""
-        return any(not one.person and one.hits_source(source) and one.hits_time(item.at) for one in self.stones)
+        return any(not one.person and one.hits_source(source, place) and one.hits_time(item.at) for one in self.stones)
 
     def visible(
-        self, conversation: Conversation, source: str, identity: Identity, dropped: Dropped
+        self, conversation: Conversation, source: str, identity: Identity, dropped: Dropped, place: str = ""
     ) -> Iterator[Conversation]:
         """Yield the runs of messages that are not hidden, each with the number of its first message."""
-        stones = [one for one in self.stones if one.hits_source(source)]
+        stones = [one for one in self.stones if one.hits_source(source, place)]
         if not stones:
             yield conversation
             return
@@ -94,10 +99,17 @@ def read(file: Path) -> Forgotten:
     rows = read_json(file).get("forgotten")
     for row in rows if isinstance(rows, list) else [None]:
         try:
-            if not isinstance(row, dict) or not any(row.values()) or set(row) - {"person", "source", "before"}:
+            if not isinstance(row, dict) or set(row) - {"person", "source", "before", "paths"}:
+                raise TypeError
+            paths = row.get("paths", [])
+            if not isinstance(paths, list) or not all(isinstance(path, str) and path for path in paths):
+                raise TypeError
+            if not any(row.get(name) for name in (("source",) if paths else ("person", "source", "before"))):
                 raise TypeError
             before = datetime.fromisoformat(row["before"]).replace(tzinfo=None) if row.get("before") else None
-            stones.append(Tombstone(str(row.get("person") or ""), str(row.get("source") or ""), before))
+            stones.append(
+                Tombstone(str(row.get("person") or ""), str(row.get("source") or ""), before, frozenset(paths))
+            )
         except (TypeError, ValueError, AttributeError, KeyError):
             raise UsageError(
                 f"'{file}' is no list of what is forgotten.", "Mend it: without it, what you hid would be seen again."
@@ -109,6 +121,7 @@ def write(forgotten: Forgotten, file: Path) -> None:
     """Write a project's tombstones."""
     rows = [
         {"person": one.person, "source": one.source, "before": one.before.isoformat() if one.before else None}
+        | ({"paths": sorted(one.paths)} if one.paths else {})
         for one in forgotten.stones
     ]
     write_json(file, {"forgotten": rows})
