@@ -17,6 +17,7 @@ from twin import curate, files, runs
 from twin.brain.forgotten import Tombstone
 from twin.dataset import rows
 from twin.errors import MachineError, StepError, UsageError
+from twin.names import person_digest, source_digest
 from twin.progress import Silent
 from twin.settings import load_settings
 
@@ -68,9 +69,10 @@ def test_the_report_says_where_rows_come_from(chat):
     report = files.read_json(done.paths.report)
     assert report["provenance"] == {
         "chat.txt": {
-            "people": {"Ada": 40, "Bo": 20, "Cy": 20},
+            "people": {person_digest("Ada"): 40, person_digest("Bo"): 20, person_digest("Cy"): 20},
             "first": "2024-01-01T10:00:00",
             "last": "2024-01-20T10:03:00",
+            "place": source_digest(str(chat.resolve())),
         }
     }
     assert report["rows"]["total"] == len(rows_of(done.paths.full)) == done.train + done.val
@@ -153,7 +155,7 @@ def test_aliases_are_one_person(chat):
     Path("twin.toml").write_text('[people]\n"Ada" = ["ada_b"]\n', "utf-8")
     done = export()
     assert done.person == "Ada"
-    assert files.read_json(done.paths.report)["provenance"]["other.txt"]["people"]["Ada"] == 40
+    assert files.read_json(done.paths.report)["provenance"]["other.txt"]["people"][person_digest("Ada")] == 40
 
 
 # ---------------------------------------------------------------- forget
@@ -357,6 +359,45 @@ def test_a_stone_of_before_paths_were_kept_gets_them_when_it_is_said_again(chat)
     ]
 
 
+@pytest.mark.parametrize("source", ["", "sub", "sub/", "sub/+44 20 7946 0958.zip", "sub/+44 20 7946 0958.zip/in/a.txt"])
+def test_neither_report_nor_record_names_anybody_and_yet_all_that_was_learned_is_found(chat, source):
+    Path("brain/sub").mkdir()
+    with zipfile.ZipFile("brain/sub/+44 20 7946 0958.zip", "w") as packed:
+        packed.writestr("in/a.txt", CHAT.replace("Bo", "+44 20 7946 0958").replace("Cy", "Zoe Quill"))
+    report = files.read_json(export(person="Ada").paths.report)
+    assert [len(one["people"]) for one in report["provenance"].values()] == [3, 3]
+    assert not re.search(r"Zoe|7946 0958", str(list(report["provenance"].values())))
+    provenance = rows.load(load_settings()).provenance
+    files.write_json(a_run("told").record, {"provenance": provenance})
+    assert not re.search(r"Zoe|7946 0958|\.txt|\.zip", runs.run_paths("told").record.read_text("utf-8"))
+    for person in ("", "Zoe Quill", "+442079460958"):
+        if person or source:
+            assert [run["certain"] for run in forget(person=person, source=source, dry_run=True).made] == [True]
+    for what in ({"person": "Bo", "source": "chat.txt"}, {"source": "chat.txt", "before": datetime(2024, 1, 11)}):
+        assert [run["certain"] for run in forget(dry_run=True, **what).made] == [True]
+    files.write_json(runs.run_paths("told").record, {"provenance": dict(list(provenance.items())[1:])})
+    assert forget(source="chat.txt", before=datetime(2024, 1, 11), dry_run=True).made == ()
+
+
+def test_a_run_that_learned_from_another_folders_name_of_a_file_is_found(chat):
+    files.write_text(Path("brain/sub/other.txt"), CHAT)
+    export([Path("brain/sub")], person="Ada")
+    files.write_json(a_run("told").record, {"provenance": rows.load(load_settings()).provenance})
+    export(person="Ada")
+    assert [run["certain"] for run in forget(source="sub/other.txt", dry_run=True).made] == [True]
+    assert forget(source="chat.txt", dry_run=True).made == ()
+
+
+def test_an_older_record_may_know_a_phone_number_in_another_spelling(chat):
+    chat.write_text(CHAT.replace("Bo", "+44 20 7946 0958"), "utf-8")
+    export(person="Ada")
+    a_run("other", people=("Ada", "+44 (20) 7946-0958"))
+    a_run("same", people=("Ada", "+44 20 7946 0958"))
+    assert [(run["adapter"], run["certain"]) for run in forget(person="+44 20 7946 0958", dry_run=True).made] == [
+        ("adapters/other", False), ("adapters/same", True),
+    ]  # fmt: skip
+
+
 def test_a_training_that_was_stopped_may_have_learned(chat):
     export(person="Ada")
     a_run("again", people=("Ada",))
@@ -372,8 +413,9 @@ def test_documents_without_conversations_stand_in_the_provenance(chat):
     Path("brain/diary #2.md").write_text("## 2 January 2020\n\nRain all day.\n\n## 3 January 2021\n\nSun.\n", "utf-8")
     files.write_json(Path("brain/profile/app.json"), {"personality_profile": {"facts": ["Ada has a boat called Wim."]}})
     found = files.read_json(export(person="Ada").paths.report)["provenance"]
-    assert found["diary #2.md"] == {"people": {}, "first": "2020-01-02T00:00:00", "last": "2021-01-03T00:00:00"}
-    assert found["profile/app.json"] == {"people": {}, "first": None, "last": None}
+    dated = {"people": {}, "first": "2020-01-02T00:00:00", "last": "2021-01-03T00:00:00"}
+    assert found["diary #2.md"].items() > dated.items()
+    assert found["profile/app.json"].items() > {"people": {}, "first": None, "last": None}.items()
     about = rows.load(load_settings()).provenance
     files.write_json(a_run("told").record, {"provenance": about})
     done = forget(source="diary #2.md", dry_run=True)

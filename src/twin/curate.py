@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from twin import __version__, files, prompt, runs
 from twin.dropped import Dropped
 from twin.errors import MachineError, NothingLeftError, StepError, TwinError, UsageError, nearest
-from twin.names import person_digest
+from twin.names import is_digest, key, person_digest, source_digest
 from twin.progress import Reporter
 from twin.prompt import SystemPrompt
 from twin.records import Brain, JournalEntry, Memory
@@ -234,7 +234,8 @@ def _provenance(person: Brain, built: Dataset) -> dict[str, Any]:
         found.setdefault(person.source_of(item), Source()).date([item.at])
     if person.personality.source:
         found.setdefault(person.personality.source, Source())
-    return {name: source.as_json() for name, source in found.items()}
+    places = {name: source_digest(person.documents.get(name, name)) for name in found}
+    return {name: source.as_json() | {"place": places[name]} for name, source in found.items()}
 
 
 def _export_from_app(settings: Settings, reporter: Reporter, ask: Ask | None) -> Exported:
@@ -343,7 +344,7 @@ def forget(
         UsageError: nothing is named, or what is named is not there, or is the twin's own person.
     """
     from twin.brain import forgotten
-    from twin.brain.identity import Identity, key
+    from twin.brain.identity import Identity
 
     if not (person or source or before):
         raise UsageError("Nothing is named.", "Say what to forget: twin forget PERSON, --source NAME or --before DATE")
@@ -419,8 +420,6 @@ def _as_exported(settings: Settings, last: dict[str, Any], reporter: Reporter) -
 
 def _hidden(brain: Brain, stone: Tombstone) -> dict[str, int]:
     """Count what a tombstone hides of a brain."""
-    from twin.brain.identity import key
-
     messages = sum(
         stone.hits_time(message.at) and (not stone.person or key(message.speaker) == key(stone.person))
         for chats in brain.chats
@@ -463,19 +462,31 @@ def _made_from(stone: Tombstone, called: set[str]) -> tuple[dict[str, Any], ...]
 
 def _learned(stone: Tombstone, called: set[str], name: str, about: Any) -> bool | None:
     """Say whether a source that a run learned from holds something of what is gone; None: the record doesn't tell."""
-    if not stone.hits_source(name):
-        return False
-    if not isinstance(about, dict) or not isinstance(about.get("people"), list):
-        return None
+    if not (meant := _is_meant(stone, name, about)):
+        return meant
     try:
+        people = about["people"]
         first = datetime.fromisoformat(about["first"]).replace(tzinfo=None) if about.get("first") else None
-    except (TypeError, ValueError):
+        if not isinstance(people, list):
+            raise TypeError
+    except (AttributeError, KeyError, TypeError, ValueError):
         return None
     early = stone.before is None or first is None or first < stone.before
     if not early or not stone.person:
         return early
+    if any(digest(one) in people for one in called for digest in (person_digest, files.name_digest)):
+        return True
     # An older record has digests of phone numbers as they were spelled.
-    return any(digest(one) in about["people"] for one in called for digest in (person_digest, files.name_digest))
+    return None if "within" not in about and any(key(one).isdigit() for one in called) else False
+
+
+def _is_meant(stone: Tombstone, name: str, about: Any) -> bool | None:
+    """Say whether a tombstone is of a source that a run's record has; None: the record doesn't tell."""
+    within = about.get("within") if isinstance(about, dict) else None
+    if isinstance(within, list):
+        meant = [source_digest(one) for one in (stone.source.rstrip("/"), *stone.paths)]
+        return not stone.source or any(one in within for one in meant)
+    return None if is_digest(name) else stone.hits_source(name)  # an older record has the name itself
 
 
 # ---------------------------------------------------------------- serving

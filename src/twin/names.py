@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 
 from twin.files import name_digest
 
+_DIGEST = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"\+?[\d\s().\-/]{7,}")
 
 
@@ -20,3 +22,19 @@ def key(name: str) -> str:
 def person_digest(name: str) -> str:
     """Return one digest for all spellings of a person's name."""
     return name_digest(key(name))
+
+
+def is_digest(name: str) -> bool:
+    """Say whether a name is a digest of one."""
+    return bool(_DIGEST.fullmatch(name))
+
+
+def source_digest(name: str) -> str:
+    """Return what stands for a document, folder or zip; unlike people's, their names are the same to the letter."""
+    return hashlib.sha256(b"twin\0source\0" + name.encode("utf-8", "ignore")).hexdigest()[:16]
+
+
+def source_digests(name: str) -> list[str]:
+    """Return the digests of a document's name and of the folders and the zip above it, the innermost first."""
+    above = [name[:place] for place, letter in enumerate(name) if letter == "/"]
+    return [source_digest(one) for one in (name, *reversed(above))]

@@ -2,6 +2,7 @@
 
 import importlib.util
 import pickle
+from collections import Counter
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from twin.dataset.redact import CLOSE, OPEN, Redactor
 from twin.dataset.shard import BEGINNING, Job, Source, text_file
 from twin.dataset.table import Table
 from twin.dropped import Dropped
+from twin.names import person_digest
 from twin.progress import Silent
 from twin.records import KINDS, Conversation, Example, Held, Message, Turn
 from twin.settings import ExportSettings, load_settings
@@ -238,9 +240,12 @@ def test_sources_are_counted():
         "chat.txt": Source({"Beto": 4, "Ana": 2}, BEGIN - timedelta(days=400), BEGIN + timedelta(minutes=2))
     }
     assert part.sources["chat.txt"].as_json() == {
-        "people": {"Beto": 4, "Ana": 2},
+        "people": {person_digest("Beto"): 4, person_digest("Ana"): 2},
         "first": "2022-11-27T09:00:00",
         "last": "2024-01-01T09:02:00",
+    }
+    assert Source(Counter({"+44 20 7946 0958": 2, "+442079460958": 3})).as_json()["people"] == {
+        person_digest("+442079460958"): 5
     }
     assert Source().as_json() == {"people": {}, "first": None, "last": None}
 

@@ -20,7 +20,7 @@ from twin.dataset import Dataset
 from twin.dataset.formats import read_rows, to_line
 from twin.dataset.table import Rows as TableRows
 from twin.errors import UsageError
-from twin.names import person_digest
+from twin.names import is_digest, person_digest, source_digests
 from twin.records import Example, Memory, Turn
 from twin.runs import DatasetPaths
 from twin.settings import Settings
@@ -162,7 +162,8 @@ class Rows:
         system: the system prompt the rows were made with, which is served later; empty for none.
         owned: an export of twin's own, whose prompt must keep its bound.
         left_out: how many rows of the first file are held out.
-        provenance: for each source digests of its speakers' names, and its span of time; None for another tool's rows.
+        provenance: of each source, by a digest of its name, digests of its speakers' names and of what it lies in
+            (``within``), and its span of time; None for another tool's rows.
     """
 
     train: list[Example]
@@ -226,7 +227,14 @@ def _hashed(provenance: Any) -> dict[str, Any] | None:
         people = about.get("people") if isinstance(about, dict) else None
         if not isinstance(people, dict):
             return None
-        found[name] = {**about, "people": sorted(person_digest(person) for person in people)}
+        within = source_digests(name) + ([about["place"]] if isinstance(about.get("place"), str) else [])
+        found[within[0]] = {
+            # An older report has names.
+            "people": sorted({one if is_digest(one) else person_digest(one) for one in people}),
+            "first": about.get("first"),
+            "last": about.get("last"),
+            "within": within,
+        }
     return found
 
 

@@ -24,6 +24,7 @@ from twin.dataset.suspects import suspects
 from twin.dataset.window import SaidTurn, Session, context, seconds, sessions, turns_of
 from twin.dropped import Dropped
 from twin.errors import file_errors
+from twin.names import person_digest
 from twin.records import KINDS, Chats, Conversation, Example, Message, Turn
 from twin.settings import ExportSettings
 
@@ -62,9 +63,12 @@ class Source:
     last: datetime | None = None
 
     def as_json(self) -> dict[str, object]:
-        """Return what ``dataset.json`` says of it."""
+        """Return what ``dataset.json`` says of it: how many speak, and not who."""
+        people: Counter[str] = Counter()
+        for name, count in self.people.items():
+            people[person_digest(name)] += count
         first, last = (at.isoformat() if at else None for at in (self.first, self.last))
-        return {"people": dict(self.people), "first": first, "last": last}
+        return {"people": dict(people), "first": first, "last": last}
 
     def hear(self, messages: Sequence[Message]) -> None:
         """Count speakers and widen the span of time."""
