@@ -7,6 +7,7 @@ import sys
 import tempfile
 import zipfile
 from collections import Counter
+from contextlib import nullcontext
 from datetime import datetime
 from pathlib import Path
 
@@ -256,6 +257,26 @@ def test_where_nothing_is_left_the_old_rows_go_however_often_it_is_said(chat, wh
     with pytest.raises(StepError, match="the old dataset was removed"):
         forget(**what)
     assert not paths.train.exists()
+
+
+@pytest.mark.parametrize("what", [{"person": "Bo"}, {"source": "chat.txt"}])
+@pytest.mark.parametrize("exported", [True, False])  # False: the first one was killed
+def test_forgetting_takes_away_what_killed_exports_left(chat, exported, what):
+    files.write_text(Path("twin.toml"), '[export]\nperson = "Ada"\n')
+    if exported:
+        export()
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    half = [Path(f"data/.{name}.{gone.pid}.x.partial") for name in ("train.jsonl", "reserved.jsonl", "dataset.json")]
+    scratch, living = Path(f".data.{gone.pid}.y.partial"), Path(f"data/.val.jsonl.{os.getppid()}.x.partial")
+    for path in (*half, scratch / "part-0", living):
+        files.write_text(path, "old words")
+    forget(**what, dry_run=True)
+    assert all(path.exists() for path in (*half, scratch, living))
+    with pytest.raises(StepError) if exported and "source" in what else nullcontext():
+        forget(**what)
+    assert not any(path.exists() for path in (*half, scratch))
+    assert living.exists()
 
 
 def test_another_process_in_the_folder_is_waited_for_and_nothing_is_removed(chat):
@@ -569,10 +590,12 @@ def test_an_export_of_a_served_brain_has_the_rows_of_the_local_one(served, sampl
 
 def test_the_apps_own_rows_are_fetched_as_they_are(served):
     settings = load_settings(export={"output": Path("rows")}, app={"url": served})
+    files.write_text(Path("rows/reserved.jsonl"), "of an earlier export")
     done = curate.export([], settings, Silent(), via="app")
     made = Path("server/data")
     for name in ("train.jsonl", "val.jsonl"):
         assert (Path("rows") / name).read_bytes() == (made / name).read_bytes()
+    assert not done.paths.reserved.exists()
     assert (done.train, done.val) == tuple(len(rows_of(made / name)) for name in ("train.jsonl", "val.jsonl"))
     from twin.dataset import rows
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twin import __version__, files, prompt, runs
 from twin.dropped import Dropped
-from twin.errors import MachineError, NothingLeftError, StepError, TwinError, UsageError, nearest
+from twin.errors import MachineError, NothingLeftError, StepError, TwinError, UsageError, file_errors, nearest
 from twin.names import is_digest, key, person_digest, source_digest
 from twin.progress import Reporter
 from twin.prompt import SystemPrompt
@@ -256,6 +256,8 @@ def _export_from_app(settings: Settings, reporter: Reporter, ask: Ask | None) ->
         about = {"twin": __version__, "format": own.format, "sources": [settings.app.url], "via": "app"}
         train, val = (files.blocks(part) if part else () for part in (got.train, got.val))
         rows.write_lines(train, val, paths, done.as_json() | about)
+        with file_errors(paths.reserved, "write"):
+            paths.reserved.unlink(missing_ok=True)  # an earlier export's, of other rows
     return done
 
 
@@ -386,6 +388,7 @@ def forget(
         stones = [one for one in known.stones if one != stone]
         stones.insert(known.stones.index(old) if old else len(stones), stone)
         forgotten.write(forgotten.Forgotten(tuple(stones)), file)
+    _sweep(DatasetPaths(settings.export.output))
     try:
         exported = export(sources, settings, reporter) if last else None
     except (NothingLeftError, UsageError) as error:  # the same brain could be read a moment ago
@@ -397,11 +400,18 @@ def _nothing_left(stone: Tombstone, settings: Settings, error: TwinError) -> Ste
     """Remove a dataset of which nothing may stay, and return what to say of it."""
     paths = DatasetPaths(settings.export.output)
     with files.exclusive(paths.root):
-        for path in (paths.full, paths.train, paths.val, paths.reserved, paths.report):
+        for path in paths.files:
             path.unlink(missing_ok=True)
+    _sweep(paths)
     return StepError(
         f"{stone} is hidden, and no row is left: the old dataset was removed.", f"{error.message} {error.hint}"
     )
+
+
+def _sweep(paths: DatasetPaths) -> None:
+    """Take away the rows that killed exports left half-written: they hold the old words."""
+    for path in (paths.root, *paths.files):
+        files.sweep(path)
 
 
 def _as_exported(settings: Settings, last: dict[str, Any], reporter: Reporter) -> Settings:

@@ -22,14 +22,24 @@ from twin.errors import MachineError, StepError, UsageError, file_errors
 _PARTIAL = ".partial"
 
 
+def sweep(path: Path) -> None:
+    """Take away what killed processes left unfinished beside ``path``: half of a file, or a folder to work in.
+
+    Raises:
+        UsageError, MachineError: what the file system says, as a sentence.
+    """
+    whole_name = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.[^.]+" + re.escape(_PARTIAL))
+    with file_errors(path, "write"):
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
+            owner = whole_name.fullmatch(left.name)  # '.a.*' also finds what belongs to 'a.2024'
+            if owner and not psutil.pid_exists(int(owner[1])):
+                shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+
+
 def _partial_prefix(path: Path) -> str:
     """Return how names of what is unfinished beside ``path`` begin; what a killed process left there is taken away."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    whole_name = re.compile(re.escape(f".{path.name}.") + r"(\d+)\.[^.]+" + re.escape(_PARTIAL))
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{_PARTIAL}"):
-        owner = whole_name.fullmatch(left.name)  # '.a.*' also finds what belongs to 'a.2024'
-        if owner and not psutil.pid_exists(int(owner[1])):
-            shutil.rmtree(left, ignore_errors=True) if left.is_dir() else left.unlink(missing_ok=True)
+    sweep(path)
     return f".{path.name}.{os.getpid()}."
 
 

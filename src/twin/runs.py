@@ -63,6 +63,11 @@ class DatasetPaths:
         """Counts, dropped rows by reason, provenance."""
         return self.root / "dataset.json"
 
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """All of them."""
+        return self.full, self.train, self.val, self.reserved, self.report
+
 
 @dataclass(frozen=True, slots=True)
 class RunPaths:
