@@ -259,6 +259,19 @@ def test_where_nothing_is_left_the_old_rows_go_however_often_it_is_said(chat, wh
     assert not paths.train.exists()
 
 
+def test_a_profile_is_forgotten_and_documents_without_chats_are_called_by_name(chat):
+    files.write_json(Path("brain/app.json"), {"personality_profile": {"facts": ["Ada has a boat called Wim."]}})
+    export(person="Ada")
+    assert "Wim" in Path("data/dataset.json").read_text("utf-8")
+    with pytest.raises(UsageError) as caught:
+        forget(source="ap.json")
+    assert caught.value.hint == "Did you mean 'app.json'?"
+    with pytest.raises(UsageError, match=r"Nothing here is of Bo, source app\.json"):
+        forget(person="Bo", source="app.json")
+    assert forget(source="app.json").exported.train
+    assert "Wim" not in Path("data/dataset.json").read_text("utf-8")
+
+
 @pytest.mark.parametrize("what", [{"person": "Bo"}, {"source": "chat.txt"}])
 @pytest.mark.parametrize("exported", [True, False])  # False: the first one was killed
 def test_forgetting_takes_away_what_killed_exports_left(chat, exported, what):

@@ -376,9 +376,11 @@ def forget(
     hidden = _hidden(brain, stone)
     hit = [place for name, place in brain.documents.items() if source and stone.hits_source(name)]
     stone = replace(stone, paths=frozenset(hit).union(old.paths if old else ()))
-    if not hidden["messages"] and not hidden["others"] and not again:
+    told = brain.personality.source
+    profile = bool(source and told) and stone.hits_source(told) and not (named or before)
+    if not (hidden["messages"] or hidden["others"] or profile or again):
         speakers = {message.speaker for one in brain.conversations() for message in one.messages} | {"nobody"}
-        names = {chats.name for chats in brain.chats} | {"nothing"}
+        names = {*brain.documents, "nothing"}
         raise UsageError(f"Nothing here is of {stone}.", nearest(source or named, names if source else speakers))
     made = _made_from(stone, {person, named, *settings.people.get(named, ())})
     dataset = report.parent if last else None
