@@ -379,9 +379,9 @@ def forget(
     told = brain.personality.source
     profile = bool(source and told) and stone.hits_source(told) and not (named or before)
     if not (hidden["messages"] or hidden["others"] or profile or again):
-        speakers = {message.speaker for one in brain.conversations() for message in one.messages} | {"nobody"}
-        names = {*brain.documents, "nothing"}
-        raise UsageError(f"Nothing here is of {stone}.", nearest(source or named, names if source else speakers))
+        speakers = {message.speaker for one in brain.conversations() for message in one.messages} - {brain.person}
+        known_names = set(brain.documents) if source else speakers
+        raise UsageError(f"Nothing here is of {stone}.", nearest(source or named, known_names or {"nobody"}))
     made = _made_from(stone, {person, named, *settings.people.get(named, ())})
     dataset = report.parent if last else None
     if dry_run:
