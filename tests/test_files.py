@@ -214,3 +214,13 @@ def test_a_name_that_is_no_unicode_has_a_fingerprint():
     before = fingerprint({}, [Path("brain")])
     file.rename(Path("brain") / os.fsdecode(b"caf\xe8.txt"))
     assert fingerprint({}, [Path("brain")]) != before
+
+
+@pytest.mark.skipif(os.name == "nt", reason="POSIX modes")
+def test_a_folder_that_is_made_is_its_owners_alone():
+    before = os.umask(0)
+    try:
+        with exclusive(Path("new/data")):
+            assert Path("new/data").stat().st_mode & 0o777 == 0o700
+    finally:
+        os.umask(before)

@@ -128,14 +128,14 @@ def exclusive(folder: Path, what: str = "step") -> Iterator[None]:
     """Hold ``folder`` for this process, so that two never write the same files.
 
     Args:
-        folder: made where it is missing.
+        folder: made where it is missing, for its owner alone.
         what: a ``run`` holds it beside its own steps.
 
     Raises:
         StepError: another process has it.
     """
     with file_errors(folder, "write"):
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = FileLock(folder / f".twin-{what}.lock")
         try:
             lock.acquire(timeout=0)
