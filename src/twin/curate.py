@@ -111,7 +111,7 @@ def built_dataset(
     from twin.dataset.private import Private
 
     own = settings.export
-    names = dataset.other_names(person, settings.people) if own.pseudonyms else ()
+    names = dataset.other_names(person, settings.people) if own.pseudonyms else {}
     private = Private(person.person, own, names)
     known = private.clean(person, watch)
     system = prompt.build(known, own.prompt_tokens)

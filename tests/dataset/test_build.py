@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from twin import prompt
 from twin.brain import load
 from twin.dataset import build, other_names
+from twin.dataset.redact import Redactor
 from twin.dropped import Dropped
 from twin.errors import StepError
 from twin.records import Brain, Conversation, Held, JournalEntry, Memory, Message, Personality
@@ -254,3 +255,15 @@ def test_a_chat_that_was_exported_twice_stands_on_one_side(seed):
     learned = {turn.content for row in built.train for turn in row.turns}
     assert len(built.val) > 3
     assert not [row.id for row in built.val if row.reply in learned]
+
+
+def test_one_person_has_one_number_whatever_they_are_called():
+    said = (
+        Message("Sam Poe", "it is Sam"),
+        Message("Ana", "hi Sam"),
+        Message("Sam Poe", "?"),
+        Message("Ana", "yo sammy"),
+    )
+    names = other_names(Brain("Ana", (Held((Conversation("c", said),)),)), {"Sam Poe": ["Sammy"]})
+    redactor = Redactor(names=names)
+    assert redactor.redact("Sam Poe, Sam, sammy and Samuel") == "[person 1], [person 1], [person 1] and Samuel"

@@ -252,9 +252,9 @@ def test_placeholders_go_on_counting_in_chats():
 
 def test_people_by_a_pseudonym_but_not_the_person():
     brain = Brain("Ana", memories=(Memory("m", "Ana likes Beto"),))
-    private = Private("Ana", ExportSettings(reserve=0), ["Ana", "Beto"])
+    private = Private("Ana", ExportSettings(reserve=0), {"Ana": "Ana", "Beto": "Beto"})
     assert [one.text for one in private.clean(brain).memories] == ["Ana likes [person 1]"]
-    assert private.names == ("Beto",)
+    assert private.names == {"Beto": "Beto"}
 
 
 def test_a_memory_without_words_is_no_memory():

@@ -389,13 +389,13 @@ def test_words_are_never_private(text):
 
 
 def test_values_stay_where_they_are_wanted():
-    redactor = Redactor(names=["Beto"], values=False)
+    redactor = Redactor(names={"Beto": "Beto"}, values=False)
     assert redactor.redact("Beto: ana@example.org") == "[person 1]: ana@example.org"
     assert redactor.counts == {"person": 1}
 
 
 def test_people_by_a_pseudonym():
-    redactor = Redactor(names=["Ana", "Ana Maria", "Jo", " "])
+    redactor = Redactor(names={"Ana": "Ana", "Ana Maria": "Ana Maria", "Jo": "Jo", " ": " "})
     assert redactor.redact("ask Ana Maria or Ana, not Joan or Anabel; Jo!") == (
         "ask [person 1] or [person 2], not Joan or Anabel; [person 3]!"
     )
@@ -403,7 +403,10 @@ def test_people_by_a_pseudonym():
 
 
 def test_names_with_marks_are_names():
-    assert Redactor(names=["A. (work)"]).redact("is A. (work) there? A. works") == "is [person 1] there? A. works"
+    assert (
+        Redactor(names={"A. (work)": "A. (work)"}).redact("is A. (work) there? A. works")
+        == "is [person 1] there? A. works"
+    )
 
 
 def test_parts_count_on_their_own_until_they_are_put_together():

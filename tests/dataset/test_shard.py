@@ -37,7 +37,7 @@ def chat(name, *said, who=("Beto", "Ana"), at=BEGIN):
 
 def made(*talks, person="Ana", names=(), watch=None, path="part", **settings):
     """Return the part of some conversations, all of one source."""
-    job = Job(person, ExportSettings(**settings), tuple(names), watch)
+    job = Job(person, ExportSettings(**settings), dict(zip(names, names, strict=True)), watch)
     return shard.chats([Held(talks, "chat.txt")], job, Path(path))
 
 

@@ -27,7 +27,7 @@ def part(number, *pairs, other="Beto", names=()):
         Conversation(f"p{number}c{n}", (Message(other, asked, AT), Message("Ana", reply, AT)))
         for n, (asked, reply) in enumerate(pairs)
     )
-    job = Job("Ana", ExportSettings(quality_filter=False), tuple(names))
+    job = Job("Ana", ExportSettings(quality_filter=False), dict(zip(names, names, strict=True)))
     return shard.chats([Held(talks, f"{number}.txt")], job, Path(f"part-{number}"))
 
 
@@ -133,7 +133,7 @@ def test_placeholders_go_on_from_what_is_known():
 def test_names_are_numbered_in_the_other_side_too():
     parts = [part(0, ("Cleo?", "yes"), other="Beto", names=["Beto", "Cleo"])]
     parts.append(part(1, ("Beto?", "no"), other="Cleo", names=["Beto", "Cleo"]))
-    found = Table(parts, Redactor(names=["Beto", "Cleo"]))
+    found = Table(parts, Redactor(names={"Beto": "Beto", "Cleo": "Cleo"}))
     assert [(one.other, one.turns[0].content) for one in map(found.example, range(2))] == [
         ("[person 2]", "[person 1]?"),
         ("[person 1]", "[person 2]?"),

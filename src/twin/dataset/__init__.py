@@ -94,8 +94,8 @@ class Dataset:
         self.train.table.close()
 
 
-def other_names(brain: Brain, people: Mapping[str, Sequence[str]] | None = None) -> tuple[str, ...]:
-    """Return what everyone else who speaks is called: whole names, first names, aliases, in composed letters and not.
+def other_names(brain: Brain, people: Mapping[str, Sequence[str]] | None = None) -> dict[str, str]:
+    """Return what everyone else who speaks is called, and who that is: whole names, first names, aliases.
 
     Where names are written without spaces (田中太郎) and the family's comes first, friends say the last word too. Other
     last names are not looked for by themselves: Young and Will are words.
@@ -104,19 +104,19 @@ def other_names(brain: Brain, people: Mapping[str, Sequence[str]] | None = None)
         brain: its conversations are read.
         people: names and their aliases.
     """
-    names = {message.speaker for one in brain.conversations() for message in one.messages} - {brain.person}
-    for name, aliases in (people or {}).items():
-        if name in names:
-            names.update(aliases)
-    found = set[str]()
-    for name in names:
+    speakers = {message.speaker for one in brain.conversations() for message in one.messages} - {brain.person}
+    aliases = [(alias, name) for name, known in (people or {}).items() if name in speakers for alias in known]
+    found: dict[str, str] = {}
+    for name, who in [*((name, name) for name in sorted(speakers)), *aliases]:
         words = name.lstrip("~ \u202f\u00a0").split()  # WhatsApp's mark of people who are in no address book
         said = [word for word in words if word.casefold().rstrip(".") not in _TITLES]
-        found.update((name, " ".join(words), " ".join(said), *(word for word in said[:1] if len(word) > 1)))
+        spelt = [name, " ".join(words), " ".join(said), *(word for word in said[:1] if len(word) > 1)]
         if any("\u3040" <= letter <= "\u9fff" or "\uac00" <= letter <= "\ud7af" for letter in name):
-            found.update(("".join(words), *(word for word in words[-1:] if len(word) > 1)))
-    spelt = {unicodedata.normalize(form, name) for name in found for form in ("NFC", "NFD")}
-    return tuple(sorted(name for name in spelt if name.strip()))
+            spelt += ["".join(words), *(word for word in words[-1:] if len(word) > 1)]
+        for one in spelt:
+            for form in ("NFC", "NFD"):  # letters composed and not
+                found.setdefault(unicodedata.normalize(form, one), who)
+    return {name: who for name, who in found.items() if name.strip()}
 
 
 def build(

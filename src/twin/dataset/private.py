@@ -7,7 +7,7 @@ The system prompt, its rows and the Modelfile are made of what is left here; cha
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from twin.dataset.clean import tidy
@@ -30,11 +30,11 @@ class Private:
     Args:
         person: whose brain it is.
         settings: whether to redact, and how much to reserve.
-        names: people to be called by a pseudonym.
+        names: what people are called who get a pseudonym, and who each is.
     """
 
-    def __init__(self, person: str, settings: ExportSettings, names: Sequence[str] = ()) -> None:
-        self.names = tuple(name for name in names if name != person)
+    def __init__(self, person: str, settings: ExportSettings, names: Mapping[str, str] | None = None) -> None:
+        self.names = {name: who for name, who in (names or {}).items() if name != person}
         self.redactor = Redactor(settings.regions, self.names, settings.redact)
         self.dropped = Dropped()
         self.reserved: tuple[Memory, ...] = ()

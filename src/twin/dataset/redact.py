@@ -13,7 +13,7 @@ import ipaddress
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Literal, NamedTuple
 
@@ -378,14 +378,17 @@ class Redactor:
 
     Args:
         regions: countries whose national phone numbers are meant first.
-        names: people to be called by a pseudonym; whole words, the longest name first.
+        names: what people are called who get a pseudonym, and who each is; whole words, the longest name first.
         values: replace private values; False: names alone.
     """
 
-    def __init__(self, regions: Sequence[str] = (), names: Sequence[str] = (), values: bool = True) -> None:
+    def __init__(
+        self, regions: Sequence[str] = (), names: Mapping[str, str] | None = None, values: bool = True
+    ) -> None:
         self._replaces_values = values
         self._regions = tuple(regions)
-        whole = "|".join(re.escape(name) for name in sorted(set(names), key=len, reverse=True) if name.strip())
+        self._people = {name.casefold(): who.casefold() for name, who in (names or {}).items() if name.strip()}
+        whole = "|".join(map(re.escape, sorted(self._people, key=len, reverse=True)))
         self._names = re.compile(rf"(?<![0-9A-Za-z_])(?:{whole})(?![0-9A-Za-z_])", re.IGNORECASE) if whole else None
         self._known: dict[tuple[str, str], int] = {}
         self._of_kind: Counter[str] = Counter()
@@ -423,7 +426,7 @@ class Redactor:
 
     def _pseudonym(self, name: str, placeholder: Callable[[str, int], str]) -> str:
         self.counts["person"] += 1
-        return placeholder("person", self.number("person", name.casefold()))
+        return placeholder("person", self.number("person", self._people.get(name.casefold(), name.casefold())))
 
 
 def numbered(data: bytes, numbers: dict[tuple[str, int], int]) -> bytes:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -44,13 +44,13 @@ class Job:
     Args:
         person: whose replies are learned.
         settings: filters, window.
-        names: people to be called by a pseudonym.
+        names: what people are called who get a pseudonym, and who each is.
         watch: the reason whose dropped rows are listed.
     """
 
     person: str
     settings: ExportSettings
-    names: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
     watch: str | None = None
 
 
