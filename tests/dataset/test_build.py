@@ -258,12 +258,8 @@ def test_a_chat_that_was_exported_twice_stands_on_one_side(seed):
 
 
 def test_one_person_has_one_number_whatever_they_are_called():
-    said = (
-        Message("Sam Poe", "it is Sam"),
-        Message("Ana", "hi Sam"),
-        Message("Sam Poe", "?"),
-        Message("Ana", "yo sammy"),
-    )
+    said = tuple(Message(name, "hi") for name in ("Sam Poe", "Ana", "Strauß"))
     names = other_names(Brain("Ana", (Held((Conversation("c", said),)),)), {"Sam Poe": ["Sammy"]})
     redactor = Redactor(names=names)
-    assert redactor.redact("Sam Poe, Sam, sammy and Samuel") == "[person 1], [person 1], [person 1] and Samuel"
+    assert redactor.redact("Sam Poe, Sam, sammy, Samuel") == "[person 1], [person 1], [person 1], Samuel"
+    assert redactor.redact("strauß, SAM") == "[person 2], [person 1]"

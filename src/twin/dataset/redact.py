@@ -387,8 +387,9 @@ class Redactor:
     ) -> None:
         self._replaces_values = values
         self._regions = tuple(regions)
-        self._people = {name.casefold(): who.casefold() for name, who in (names or {}).items() if name.strip()}
-        whole = "|".join(map(re.escape, sorted(self._people, key=len, reverse=True)))
+        called = {name: who for name, who in (names or {}).items() if name.strip()}
+        self._people = {name.casefold(): who.casefold() for name, who in called.items()}
+        whole = "|".join(map(re.escape, sorted(called, key=len, reverse=True)))
         self._names = re.compile(rf"(?<![0-9A-Za-z_])(?:{whole})(?![0-9A-Za-z_])", re.IGNORECASE) if whole else None
         self._known: dict[tuple[str, str], int] = {}
         self._of_kind: Counter[str] = Counter()
