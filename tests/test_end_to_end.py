@@ -26,7 +26,7 @@ def twin(*arguments, cwd: Path, host: str, check: bool = True) -> subprocess.Com
         env={**os.environ, "OLLAMA_HOST": host},
         capture_output=True,
         text=True,
-        timeout=1800,
+        timeout=3600,
         check=False,
     )
     if check:
