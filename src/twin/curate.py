@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from twin import __version__, files, prompt, runs
 from twin.dropped import Dropped
-from twin.errors import MachineError, NothingLeftError, StepError, TwinError, UsageError, file_errors, nearest
+from twin.errors import MachineError, NothingLeftError, StepError, TwinError, UsageError, nearest
 from twin.names import is_digest, key, person_digest, source_digest
 from twin.progress import Reporter
 from twin.prompt import SystemPrompt
@@ -256,8 +256,6 @@ def _export_from_app(settings: Settings, reporter: Reporter, ask: Ask | None) ->
         about = {"twin": __version__, "format": own.format, "sources": [settings.app.url], "via": "app"}
         train, val = (files.blocks(part) if part else () for part in (got.train, got.val))
         rows.write_lines(train, val, paths, done.as_json() | about)
-        with file_errors(paths.reserved, "write"):
-            paths.reserved.unlink(missing_ok=True)  # an earlier export's, of other rows
     return done
 
 

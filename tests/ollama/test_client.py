@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -429,24 +428,17 @@ def test_a_blob_with_another_digest_is_refused(httpserver: HTTPServer, client: O
 @contextmanager
 def resetting_server(heads: list[bytes]) -> Iterator[str]:
     """Answers HEADs in turn with the given status lines, and resets the connection in the middle of a POST's body."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
 
-        def serve() -> None:
-            while True:
-                try:
-                    connection, _ = listener.accept()
-                except OSError:
-                    return
-                with connection:
-                    while request := connection.recv(4096):
-                        if not request.startswith(b"HEAD"):
-                            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
-                            break
-                        connection.sendall(b"HTTP/1.1 " + heads.pop(0) + b"\r\nContent-Length: 0\r\n\r\n")
+    def talk(connection: socket.socket, request: bytes) -> None:
+        while request:
+            if not request.startswith(b"HEAD"):
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+                break
+            connection.sendall(b"HTTP/1.1 " + heads.pop(0) + b"\r\nContent-Length: 0\r\n\r\n")
+            request = connection.recv(4096)
 
-        threading.Thread(target=serve, daemon=True).start()
-        yield f"127.0.0.1:{listener.getsockname()[1]}"
-        listener.shutdown(socket.SHUT_RDWR)
+    with sockets(talk, 4096) as url:
+        yield url.removeprefix("http://")
 
 
 def test_a_reset_upload_counts_when_the_blob_is_there_afterwards(blob: Path) -> None:

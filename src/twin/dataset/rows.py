@@ -19,7 +19,7 @@ from twin import files
 from twin.dataset import Dataset
 from twin.dataset.formats import read_rows, to_line
 from twin.dataset.table import Rows as TableRows
-from twin.errors import UsageError
+from twin.errors import UsageError, file_errors
 from twin.names import is_digest, person_digest, source_digests
 from twin.records import Example, Memory, Turn
 from twin.runs import DatasetPaths
@@ -60,7 +60,7 @@ def write_lines(
     val: Iterable[bytes],
     paths: DatasetPaths,
     report: Mapping[str, Any],
-    reserved: Sequence[Memory] = (),
+    reserved: Sequence[Memory] | None = None,
 ) -> None:
     """Write lines of rows into the file of all and into their part's, then the report.
 
@@ -69,7 +69,7 @@ def write_lines(
         val: held-out lines, some at a time.
         paths: where they go.
         report: what ``dataset.json`` says; the files' SHA-256 are added.
-        reserved: the memories that no row tells.
+        reserved: the memories that no row tells; None: nobody knows of any, and an earlier export's are of other rows.
     """
     with files.exclusive(paths.root):
         with ExitStack() as stack:
@@ -85,7 +85,11 @@ def write_lines(
                 for batch in val:
                     behind.write(batch, (val_file, full), (whole, held_out))
             digests |= {paths.val.name: held_out.hexdigest(), paths.full.name: whole.hexdigest()}
-        _write_reserved(reserved, paths)
+        if reserved is None:
+            with file_errors(paths.reserved, "write"):
+                paths.reserved.unlink(missing_ok=True)
+        else:
+            _write_reserved(reserved, paths)
         files.write_json(paths.report, {**report, "files": digests})
 
 
