@@ -18,7 +18,7 @@ from twin import curate, files, runs
 from twin.brain.forgotten import Tombstone
 from twin.dataset import rows
 from twin.errors import MachineError, StepError, UsageError
-from twin.names import person_digest, source_digest
+from twin.names import name_digest, person_digest, source_digest
 from twin.progress import Silent
 from twin.settings import load_settings
 
@@ -169,7 +169,7 @@ def forget(**what):
 def a_run(name, people=("Ada", "Bo"), provenance=True):
     """Lay a run that learned from chat.txt, as training and registering leave it."""
     paths = runs.run_paths(name)
-    about = {"people": [files.name_digest(one) for one in people], "first": "2024-01-01T10:00:00", "last": None}
+    about = {"people": [name_digest(one) for one in people], "first": "2024-01-01T10:00:00", "last": None}
     files.write_json(paths.adapter_config, {})
     files.write_json(paths.record, {"provenance": {"chat.txt": about} if provenance else None})
     (paths.root / "model-q4_k_m.gguf").write_bytes(b"GGUF")

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from twin import __version__, files, prompt, runs
 from twin.dropped import Dropped
 from twin.errors import MachineError, NothingLeftError, StepError, TwinError, UsageError, nearest
-from twin.names import is_digest, key, person_digest, source_digest
+from twin.names import is_digest, key, name_digest, person_digest, source_digest
 from twin.progress import Reporter
 from twin.prompt import SystemPrompt
 from twin.records import Brain, JournalEntry, Memory
@@ -484,7 +484,7 @@ def _learned(stone: Tombstone, called: set[str], name: str, about: Any) -> bool 
     early = stone.before is None or first is None or first < stone.before
     if not early or not stone.person:
         return early
-    if any(digest(one) in people for one in called for digest in (person_digest, files.name_digest)):
+    if any(digest(one) in people for one in called for digest in (person_digest, name_digest)):
         return True
     # An older record has digests of phone numbers as they were spelled.
     return None if "within" not in about and any(key(one).isdigit() for one in called) else False

@@ -162,11 +162,6 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
-def name_digest(name: str) -> str:
-    """Return what stands for a name where the name itself should not, in hexadecimal."""
-    return hashlib.sha256(b"twin\0" + " ".join(name.split()).casefold().encode("utf-8", "ignore")).hexdigest()[:16]
-
-
 def fingerprint(settings: Mapping[str, Any], files: Iterable[Path]) -> str:
     """Return one SHA-256 over settings and the names and contents of files (folders: all files below)."""
     digest = hashlib.sha256(orjson.dumps(dict(settings), option=orjson.OPT_SORT_KEYS, default=str))

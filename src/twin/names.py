@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import re
 
-from twin.files import name_digest
-
 _DIGEST = re.compile(r"[0-9a-f]{16}")
 _NUMBER = re.compile(r"\+?[\d\s().\-/]{7,}")
 
@@ -17,6 +15,11 @@ def key(name: str) -> str:
     if _NUMBER.fullmatch(flat):
         return "".join(digit for digit in flat if digit.isdigit()).lstrip("0") or flat
     return flat
+
+
+def name_digest(name: str) -> str:
+    """Return what stands for a name where the name itself should not, in hexadecimal."""
+    return hashlib.sha256(b"twin\0" + " ".join(name.split()).casefold().encode("utf-8", "ignore")).hexdigest()[:16]
 
 
 def person_digest(name: str) -> str:

@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twin.brain.identity import Identity, key
+from twin.brain.identity import Identity
 from twin.errors import UsageError
+from twin.names import key
 
 PEOPLE = {"Chirag": ["chirag_p", "+91 98765 43210", "Chirag Patel"], "Beto": ["beto@example.org"]}
 

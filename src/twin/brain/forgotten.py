@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
-from twin.brain.identity import Identity, key
+from twin.brain.identity import Identity
 from twin.dropped import Dropped
 from twin.errors import UsageError
 from twin.files import read_json, write_json
+from twin.names import key
 from twin.records import Conversation, JournalEntry, Memory
 
 REASON = "forgotten"

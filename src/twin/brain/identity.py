@@ -10,8 +10,6 @@ from collections.abc import Mapping, Sequence
 from twin.errors import UsageError
 from twin.names import key
 
-__all__ = ["Identity", "key"]
-
 
 class Identity:
     """The one name of each speaker.
