@@ -350,13 +350,8 @@ def forget(
         raise UsageError("Nothing is named.", "Say what to forget: twin forget PERSON, --source NAME or --before DATE")
     report = DatasetPaths(settings.export.output).report
     last = files.read_json(report) if report.exists() else {}
-    called = last.get("sources", [])
-    if not (isinstance(called, list) and all(isinstance(one, str) and "\0" not in one for one in called)):
-        raise UsageError(f"'sources' in '{report}' is no list of paths.", "Make it again: twin export")
-    if any("://" in one for one in called):
-        raise UsageError("The last export came from the app, which keeps its own brain.", "Forget it in the app.")
+    sources = _sources_of(last, report)
     settings = _as_exported(settings, last, reporter)
-    sources = [Path(one) for one in called]
     named = Identity(settings.people).resolve(person) if person else ""
     stone = forgotten.Tombstone(named, source, before)
     file = runs.forgotten_file()
@@ -385,15 +380,27 @@ def forget(
     if dry_run:
         return Forgot(str(stone), hidden["messages"], hidden["others"], dataset, None, made)
     if old is None or stone.paths != old.paths:
-        stones = [one for one in known.stones if one != stone]
-        stones.insert(known.stones.index(old) if old else len(stones), stone)
-        forgotten.write(forgotten.Forgotten(tuple(stones)), file)
+        forgotten.write(known.with_stone(stone), file)
     _sweep(DatasetPaths(settings.export.output))
     try:
         exported = export(sources, settings, reporter) if last else None
     except (NothingLeftError, UsageError) as error:  # the same brain could be read a moment ago
         raise _nothing_left(stone, settings, error) from None
     return Forgot(str(stone), hidden["messages"], hidden["others"], dataset, exported, made)
+
+
+def _sources_of(last: dict[str, Any], report: Path) -> list[Path]:
+    """Return what the last export read.
+
+    Raises:
+        UsageError: the app's brain, or a report that was edited.
+    """
+    called = last.get("sources", [])
+    if not (isinstance(called, list) and all(isinstance(one, str) and "\0" not in one for one in called)):
+        raise UsageError(f"'sources' in '{report}' is no list of paths.", "Make it again: twin export")
+    if any("://" in one for one in called):
+        raise UsageError("The last export came from the app, which keeps its own brain.", "Forget it in the app.")
+    return [Path(one) for one in called]
 
 
 def _nothing_left(stone: Tombstone, settings: Settings, error: TwinError) -> StepError:

@@ -55,6 +55,12 @@ class Forgotten:
 
     stones: tuple[Tombstone, ...] = ()
 
+    def with_stone(self, stone: Tombstone) -> Forgotten:
+        """Return the list with one more, or with one in place of the same one (of other paths)."""
+        if stone not in self.stones:
+            return Forgotten((*self.stones, stone))
+        return Forgotten(tuple(stone if one == stone else one for one in self.stones))
+
     def hides_document(self, name: str, place: str = "") -> bool:
         """Say whether all of a document is hidden."""
         whole = (one for one in self.stones if one.source and not one.person and not one.before)
