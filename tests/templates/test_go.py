@@ -45,6 +45,9 @@ RENDERED = {
     "{{ if .Prompt }}a{{ else if .Words }}b{{ else }}c{{ end }}": "b",
     "{{ if .Nothing }}a{{ else if 0 }}b{{ else if slice .Words 3 }}c{{ else if false }}d{{ else }}e{{ end }}": "e",
     "{{ $x := 1 }}{{ if true }}{{ $x := 2 }}{{ $x }}{{ end }}{{ $x }}": "21",
+    "{{ $x := 1 }}{{ if true }}{{ $x = 2 }}{{ $x := 3 }}{{ $x = 4 }}{{ $x }}{{ end }}{{ $x }}": "42",
+    "{{ $x := 0 }}{{ range $i, $m := .Words }}{{ $x }}{{ $x = $m }}{{ $m = 1 }}{{ $m }}{{ end }}{{ $x }}": "01a11ü",
+    "{{ range .Words }}{{ $ = 1 }}{{ end }}{{ $ }}": "1",
     '{{ if eq 2 1 3 2 }}y{{ end }}{{ eq "a" "b" }}{{ ne 2 3 }}{{ eq .Nothing 1 }}': "yfalsetruefalse",
     '{{ and 1 "" .Nope }}{{ or "" 0 "last" }}{{ not .Prompt }}{{ and 1 2 }}': "lasttrue2",
     '{{ len "é" }}{{ len .Words }}{{ slice .Response 2 }}{{ slice "abc" 1 2 }}': "23👩‍👧b",
@@ -65,7 +68,11 @@ REFUSED = {
     '{{ block "a" . }}{{ end }}': "the keyword 'block'",
     "{{ eq .System nil }}": "the keyword 'nil'",
     "{{ .System | print }}": "| where }} belongs",
-    "{{ $x := 1 }}{{ $x = 2 }}": "= where }} belongs",
+    "{{ $x = 2 }}": "the variable $x, which is not declared",
+    "{{ $x := 1 }}{{ $x= 2 }}": "no space before =",
+    "{{ $.System = 2 }}": "= where }} belongs",
+    "{{ if true }}{{ $x := 1 }}{{ end }}{{ $x = 2 }}": "the variable $x, which is not declared",
+    "{{ $x := 1 }}{{ if $x = 2 }}{{ end }}": "= where }} belongs",
     "{{ if $x := 1 }}{{ end }}": "the variable $x",
     "{{ $y }}": "the variable $y, which is not declared",
     "{{ range $x := .Words }}{{ end }}{{ $x }}": "the variable $x",
@@ -212,7 +219,7 @@ class Grammar:
     def block(self, depth):
         names, parts = list(self.names), []
         for _ in range(self.random.randint(0, 4)):
-            kind = self.random.choice(("text", "value", "value", "comment", "if", "range", "declare"))
+            kind = self.random.choice(("text", "value", "value", "comment", "if", "range", "declare", "assign"))
             parts.append(getattr(self, f"a_{kind}")(depth) if depth else self.a_text(depth))
         self.names = names
         return "".join(parts)
@@ -237,6 +244,16 @@ class Grammar:
         action = self.action(name + self.blank(0) + ":=" + self.blank(0) + self.command(kind, 2))
         self.names.append((name, kind))
         return action
+
+    def a_assign(self, depth):
+        if not self.names:
+            return self.a_declare(depth)
+        name = self.random.choice([known for known, _ in self.names])
+        # The innermost of a name is set. Its kind stays, mostly: what is read of it afterwards would be refused.
+        kind = self.random.choice(tuple(self.ROOT)) if self.chance(0.05) else dict(self.names)[name]
+        if kind == "message":
+            return ""
+        return self.action(name + self.blank() + "=" + self.blank(0) + self.command(kind, 2))
 
     def a_if(self, depth):
         text = self.action("if" + self.blank() + self.command("any", 2)) + self.block(depth - 1)

@@ -1,7 +1,7 @@
 r"""Render Ollama's templates without Go: the part of text/template that twin's own are written in.
 
 In it: text, trim markers, comments, string constants, decimal integers, ``true`` and ``false``, ``.Field`` chains on
-the dot and on variables, ``$x :=``, ``range`` over lists, ``if``, ``else if``, ``else``, parentheses, ``FUNCTIONS``.
+the dot and on variables, ``$x :=`` and ``$x =``, ``range`` over lists, ``if``, ``else if``, ``else``, parentheses, ``FUNCTIONS``.
 Everything else is refused by name, with its place, also where Go would take it. Not obvious: Go's strings are bytes, so
 ``len "é"`` is 2 and ``slice`` can cut a character, and what is rendered here is bytes too.
 
@@ -38,7 +38,7 @@ _ESCAPE = re.compile(
 _SIMPLE = dict(zip(b'abfnrtv\\"', b'\a\b\f\n\r\t\v\\"', strict=True))
 
 Value = Any  # bytes, int, bool, None (Go's nil), or a list or dict of these
-_Names = dict[str, Value]
+_Names = dict[str, list[Value]]  # a variable is a list of one value: blocks inside can set it
 _Evaluate = Callable[[Value, _Names], Value]
 _Node = Callable[[list[bytes], Value, _Names], None]
 
@@ -75,7 +75,7 @@ class Template:
         """
         dot, out = _go_value(data), list[bytes]()
         try:
-            self._node(out, dot, {"$": dot})
+            self._node(out, dot, {"$": [dot]})
         except RecursionError:
             self._refuse(0, "more levels than twin renders")
         return b"".join(out)
@@ -147,13 +147,16 @@ class Template:
 
     def _action(self, first: _Token) -> _Node:
         names = self._declared(most=1)
+        target = "" if names else self._assigned()
         value = self._command()
         self._take("close")
         self._names.update(names)
 
         def node(out: list[bytes], dot: Value, known: _Names) -> None:
             if names:
-                known[names[0]] = value(dot, known)
+                known[names[0]] = [value(dot, known)]
+            elif target:
+                known[target][0] = value(dot, known)
             else:
                 try:
                     written = value(dot, known)
@@ -175,6 +178,18 @@ class Template:
                 break
         self._place = start
         return []
+
+    def _assigned(self) -> str:
+        """Read ``$x =``; return the variable, or nothing where none is set."""
+        token, mark = self._tokens[self._place : self._place + 2]
+        if token.kind != "variable" or mark.text != "=" or "." in token.text:
+            return ""
+        if token.text not in self._names:
+            self._refuse(token.at, f"the variable {token.text}, which is not declared")
+        if mark.at == token.at + len(token.text):
+            self._refuse(mark.at, "no space before =")
+        self._place += 2
+        return token.text
 
     def _control(self, word: _Token) -> _Node:
         outer = set(self._names)
@@ -203,7 +218,8 @@ class Template:
             if not isinstance(items, list | None):
                 self._refuse(word.at, f"range over {_kind(items)}")
             for pair in enumerate(items or []):
-                body(out, pair[1], {**known, **dict(zip(names, pair[2 - len(names) :], strict=True))})
+                own = {name: [one] for name, one in zip(names, pair[2 - len(names) :], strict=True)}
+                body(out, pair[1], {**known, **own})
             if not items:
                 other(out, dot, {**known})
 
@@ -248,7 +264,7 @@ class Template:
             head, *fields = token.text.rstrip(".").split(".")
             if head and head not in self._names:
                 self._refuse(token.at, f"the variable {head}, which is not declared")
-            return lambda dot, known: self._field(token, known[head] if head else dot, fields)
+            return lambda dot, known: self._field(token, known[head][0] if head else dot, fields)
         value = self._constant(token)
         return lambda dot, known: value
 
