@@ -41,6 +41,27 @@ class Gguf:
         """Return ids as a server makes them: BOS where the vocabulary adds it, control tokens parsed."""
         return list(self.model.tokenize(text.encode("utf-8"), add_bos=True, special=True))
 
+    def plain_ids(self, text: str) -> list[int]:
+        """Return ids without BOS, control tokens parsed."""
+        return list(self.model.tokenize(text.encode("utf-8"), add_bos=False, special=True))
+
+    def control_tokens(self) -> list[str]:
+        """Return the texts of the tokens that are no text."""
+        vocabulary = llama_cpp.llama_model_get_vocab(self.model.model)
+        marks = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        return [
+            llama_cpp.llama_vocab_get_text(vocabulary, token).decode("utf-8", "replace")
+            for token in range(self.model.n_vocab())
+            if llama_cpp.llama_vocab_get_attr(vocabulary, token) & marks
+        ]
+
+    def bos_and_eos(self) -> tuple[str, str]:
+        """Return the texts of BOS, empty where the vocabulary does not add it, and of EOS."""
+        first = self.ids("")
+        return "".join(self.piece(token).decode("utf-8", "replace") for token in first), self.piece(
+            self.model.token_eos()
+        ).decode("utf-8", "replace")
+
     def piece(self, token: int) -> bytes:
         """Return the bytes of a token."""
         return bytes(self.model.detokenize([token], special=True))

@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twin import __version__, files, prompt, runs
+from twin import __version__, files, prompt, prove, runs
 from twin.curate import export, find_sources, need
 from twin.errors import GateError, MachineError, StepError, UsageError
 from twin.presets import TrainPlan, load_preset, plan_training
@@ -26,39 +26,28 @@ from twin.results import Foreseen, Made, Registered, Survival, TrainedRun, Whole
 from twin.runs import DatasetPaths, RunPaths
 from twin.settings import Settings
 from twin.steps import Steps
-from twin.templates import Family, gate, load_family, render
+from twin.templates import Family, gate
 
 if TYPE_CHECKING:
     from twin.basemodel import BaseModel
     from twin.chat import Backend
     from twin.ollama.client import OllamaClient
 
-# Asked of every GGUF, besides rows of the person's own: scripts, digits, emoji joined by ZWJ, marks of three grammars.
-_PROBES = (
-    "Hello there.",
-    "½ of 1234, ٣ and 漢字 के साथ",
-    '👩‍👩‍👧 "quoted" {{ .System }} \\n """ café\u00a0bar',
-    "line one\nline two\n\n  indented",
-)
-
 _GATED = 200  # rows of the person's own, learned and held out each, that both templates must render alike
 
 # ---------------------------------------------------------------- before anything long
 
 
-def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Reporter) -> Family:
+def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Reporter) -> None:
     """Find what would fail later before anything long starts: packages, template pair, names, converter, disk.
-
-    Returns:
-        The template pair of the plan's family; it passed its gate.
 
     Raises:
         MachineError, GateError, UsageError: the first thing that is missing or wrong.
     """
-    family = load_family(plan.family)
-    gate.check(family)
+    preset = load_preset(settings.train.preset)
+    prove.preset_family(preset, plan)
     need("train", "torch", "transformers", "peft", "accelerate")
-    parameters = load_preset(settings.train.preset).parameters_billions * 1e9
+    parameters = preset.parameters_billions * 1e9
     files.need_disk(where, int(parameters * 0.05 + 50e6), "Training")
     if find_spec("llama_cpp"):
         from twin.gguf.converter import find_converter
@@ -70,17 +59,9 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
         reporter.say(
             "llama-cpp-python is not installed: training works, the GGUF step needs pip install 'twin-llm[gguf]'"
         )
-    return family
 
 
 # ---------------------------------------------------------------- train
-
-
-def load_tokenizer(base: BaseModel) -> Any:
-    """Return the base model's tokenizer."""
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(base.folder, trust_remote_code=False)
 
 
 def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_length: int) -> list[Sample]:
@@ -110,9 +91,8 @@ def train(
     plan = plan_training(settings.train, load_preset(settings.train.preset))
     paths = runs.run_paths(output.name, output.parent) if output else runs.run_paths(settings.train.name or plan.preset)
     dataset_rows.paths_of(settings)  # a missing dataset is told before anything is fetched
-    family = preflight(settings, plan, paths.root, reporter)
+    preflight(settings, plan, paths.root, reporter)
     rows = dataset_rows.load(settings)
-    gate.check_rendering(family, [row.turns[:-1] for row in (*rows.train[:_GATED], *rows.val[:_GATED])])
     if rows.left_out:
         reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
     checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)
@@ -120,9 +100,12 @@ def train(
     with reporter.task("Loading the training libraries"):
         from twin.evaluate.likelihood import compare
         from twin.training import backend_hf, record
-        from twin.training.samples import build_samples, check_vocabulary
-    tokenizer = load_tokenizer(base)
-    check_vocabulary(tokenizer, family)
+        from twin.training.samples import build_samples
+        from twin.training.tokenizer import load_tokenizer
+    tokenizer = load_tokenizer(base.folder)
+    family = prove.family_for(load_preset(settings.train.preset), plan, base, tokenizer)
+    gated = [list(row.turns[:-1]) for row in (*rows.train[:_GATED], *rows.val[:_GATED])]
+    prove.before_training(base, family, tokenizer, gated, settings, reporter)
     system_tokens = len(tokenizer(rows.system, add_special_tokens=False)["input_ids"])
     if rows.owned and system_tokens > prompt.MAX_TOKENS:
         raise StepError(
@@ -183,8 +166,8 @@ def gguf(
         raise UsageError("--output names one file and there are several quantizations.", "Leave --output out.")
     paths = runs.find_adapter(adapter) if adapter else runs.newest_adapter()
     record = runs.read_record(paths)
-    family = load_family(record["family"])
-    gate.check(family)  # its Jinja goes into the file, and the pair may be a later version's than the training's
+    family = prove.family_of(record)
+    gate.check(family)  # its Jinja goes into the file
     targets = {name: output or paths.gguf(name) for name in names}
     base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
     weights = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
@@ -195,8 +178,8 @@ def gguf(
     with files.exclusive(paths.root):
         from twin.gguf.make import make  # seconds of imports: after what can be refused at once
 
-        probes = _probes(base, family, record)
-        made = make(base.folder, paths.root, family, targets, probes, settings.gguf.llama_cpp, reporter)
+        prompts, ids = prove.file_prompts(record, family), prove.training_ids(base, family)
+        made = make(base.folder, paths.root, family, targets, prompts, ids, settings.gguf.llama_cpp, reporter)
         if output is None:
             for file in made:
                 digest = files.file_digest(Path(file["gguf"]))
@@ -204,20 +187,6 @@ def gguf(
                 files.write_json(paths.gguf_record(file["quantization"]), about)
     release_memory()
     return Made(paths, tuple(made), time.perf_counter() - started)
-
-
-def _probes(base: BaseModel, family: Family, record: dict[str, Any]) -> list[tuple[str, list[int]]]:
-    """Return prompts and the ids of training for them: fixed ones and, where the rows are still there, the person's."""
-    from twin.dataset.formats import read_rows
-    from twin.training.samples import prompt_ids
-
-    tokenizer = load_tokenizer(base)
-    head = [Turn("system", record["system_prompt"])] if record["system_prompt"] else []
-    prompts = [[*head, Turn("user", text)] for text in _PROBES]
-    val = (record.get("dataset") or {}).get("val")
-    if val and Path(val["path"]).is_file() and files.file_digest(Path(val["path"])) == val["sha256"]:
-        prompts += [list(row.turns[:-1]) for row in read_rows(Path(val["path"]))]
-    return [(render(family, turns), prompt_ids(tokenizer, family, turns)) for turns in prompts]
 
 
 # ---------------------------------------------------------------- evaluate
@@ -239,10 +208,12 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
     val = (record.get("dataset") or {}).get("val")
     if not val or not Path(val["path"]).is_file():
         raise StepError("The run's held-out rows are gone, so nothing can be measured.", "Export and train again.")
-    family = load_family(record["family"])
+    from twin.training.tokenizer import load_tokenizer
+
+    family = prove.family_of(record)
     base = basemodel.resolve(record["base_model"], reporter)
     rows = [row for row in read_rows(Path(val["path"])) if row.kind == "chat"]
-    samples = _chat_samples(rows, load_tokenizer(base), family, plan["max_length"])
+    samples = _chat_samples(rows, load_tokenizer(base.folder), family, plan["max_length"])
     if not samples:
         raise StepError(
             "There are no held-out conversations to measure on.", "Raise --validation-split and export again."
@@ -266,7 +237,7 @@ def base_gguf(base: BaseModel, family: Family, quantization: str, settings: Sett
     )
     target = runs.cache_dir() / "base-gguf" / f"{key[:16]}-{quantization}.gguf"
     if not target.exists():
-        make(base.folder, None, family, {quantization: target}, [], settings.gguf.llama_cpp, reporter)
+        make(base.folder, None, family, {quantization: target}, [], lambda _: [], settings.gguf.llama_cpp, reporter)
     return target
 
 
@@ -318,7 +289,7 @@ def register(
     record = runs.read_record(paths)
     client = OllamaClient(settings.ollama.host)
     client.version()
-    family = load_family(record["family"])
+    family = prove.family_of(record)
     quantization = settings.gguf.quantization[0].lower()
     file = gguf_file or paths.gguf(quantization)
     if gguf_file is not None and not file.exists():
@@ -364,10 +335,9 @@ def _prompt_counter(record: dict[str, Any], family: Family, reporter: Reporter) 
     """Return a function that counts the ids training would use for a prompt."""
     need("gguf", "transformers")
     from twin import basemodel
-    from twin.training.samples import prompt_ids
 
-    tokenizer = load_tokenizer(basemodel.resolve(record["base_model"], reporter))
-    return lambda turns: len(prompt_ids(tokenizer, family, turns))
+    ids = prove.training_ids(basemodel.resolve(record["base_model"], reporter), family)
+    return lambda turns: len(ids(turns))
 
 
 # ---------------------------------------------------------------- chat
@@ -389,7 +359,7 @@ def gguf_backend(file: Path) -> Iterator[Backend]:
 
     plan = record["plan"]
     with open_gguf(file, num_ctx=plan["num_ctx"]) as model:
-        family = load_family(record["family"])
+        family = prove.family_of(record)
         yield GgufBackend(model, family, record["system_prompt"], plan["temperature"], plan["num_ctx"])
 
 

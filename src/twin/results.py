@@ -85,6 +85,19 @@ class Made:
 
 
 @dataclass(frozen=True, slots=True)
+class Checked:
+    """What the gate passed: for the adapter and each file, what was compared and the outcome in words."""
+
+    target: str
+    family: str
+    checks: dict[str, dict[str, str]]
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of ``--json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
 class Survival:
     """Held-out loss of the twin's GGUF against the base model's GGUF of the same quantization, and some answers.
 

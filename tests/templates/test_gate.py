@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from twin.errors import GateError
 from twin.records import Turn
-from twin.templates import family_names, gate, load_family, render
+from twin.templates import family_names, gate, load_family, render, served
 
 LITERAL = re.compile(r'"((?:[^"\\]|\\.)*)"')
 
@@ -131,17 +131,17 @@ turns = st.lists(st.builds(Turn, st.sampled_from(["system", "user", "assistant"]
 
 @given(turns)
 def test_neighbours_of_one_role_are_merged_with_a_blank_line(given_turns):
-    merged = gate.merged(given_turns)
+    merged = served.merged(given_turns)
     assert all(one.role != other.role for one, other in pairwise(merged))
     assert "\n\n".join(turn.content for turn in merged) == "\n\n".join(turn.content for turn in given_turns)
-    assert gate.merged(merged) == merged
+    assert served.merged(merged) == merged
 
 
 @given(turns)
 def test_any_turns_render_alike(given_turns):
     for family in map(load_family, family_names()):
-        merged = gate.merged([*given_turns, Turn("user", "and now?")])
-        assert gate.render_go(family, merged) == render(family, merged).encode()
+        merged = served.merged([*given_turns, Turn("user", "and now?")])
+        assert served.render_go(family.go, merged) == render(family, merged).encode()
 
 
 def test_the_byte_is_counted_in_utf8_and_the_ends_are_shown():

@@ -59,7 +59,7 @@ def test_the_prompt_is_the_servers_and_the_rest_is_the_reply(tokenizer, said, sy
 def test_cut_to_length_at_whole_turns_oldest_first(tokenizer, said, system, max_length):
     assume(len(said) % 2 == 0)
     one = row(*said, system=system)
-    reply = reply_ids(tokenizer, CHATML, one.reply)
+    reply = reply_ids(tokenizer, CHATML, one.reply, one.turns[-2])
     turns = one.turns[:-1]
     head = turns[:1] if system else ()
     rest = turns[len(head) :]

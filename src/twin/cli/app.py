@@ -9,6 +9,7 @@ import typer
 from twin import __version__
 from twin.cli.commands import (
     chat,
+    check,
     demo,
     export,
     forget,
@@ -33,7 +34,7 @@ app = typer.Typer(
     epilog="Exit codes: 0 done, 1 a bug, 2 usage or settings, 3 the machine lacks something, 4 the step failed, "
     "5 a check refused, 130 interrupted, 143 ended by SIGTERM.",
 )
-for module in (demo, run, stats, preview, export, train, gguf, register, chat, forget, serve):
+for module in (demo, run, stats, preview, export, train, gguf, check, register, chat, forget, serve):
     app.command(name=module.NAME, help=module.HELP)(module.command)
 app.add_typer(presets.app, name="presets")
 

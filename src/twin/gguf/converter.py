@@ -52,8 +52,18 @@ def find_converter(own: Path | None, reporter: Reporter) -> Path:
     return fetch(_SOURCES[installed], reporter) / _INSIDE / _SCRIPT
 
 
-def convert(script: Path, checkpoint: Path, target: Path, reporter: Reporter) -> None:
-    """Write ``checkpoint`` (a Hugging Face folder) as a float16 GGUF to ``target``.
+def convert(
+    script: Path, checkpoint: Path, target: Path, reporter: Reporter, name: str, vocabulary_only: bool = False
+) -> None:
+    """Write a Hugging Face folder as a float16 GGUF.
+
+    Args:
+        script: see ``find_converter``.
+        checkpoint: the folder.
+        target: the file to write.
+        reporter: told of progress.
+        name: what the file says its name is. llama.cpp reads text in another way where it holds "phi-3".
+        vocabulary_only: leave out the weights.
 
     Raises:
         StepError: the converter refused; its last line is in the sentence.
@@ -62,7 +72,8 @@ def convert(script: Path, checkpoint: Path, target: Path, reporter: Reporter) ->
         key: value for key, value in os.environ.items() if not key.startswith("TWIN_") and key != "HF_TOKEN"
     } | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(script.parent / "gguf-py")}
     command = [sys.executable, str(script), str(checkpoint), "--outfile", str(target), "--outtype", "f16"]
-    with reporter.task("Converting to GGUF"):
+    command += ["--model-name", name, *(["--vocab-only"] if vocabulary_only else [])]
+    with reporter.task("Reading the vocabulary" if vocabulary_only else "Converting to GGUF"):
         done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode or not target.is_file():
         lines = [line for line in done.stderr.splitlines() if line.strip()]

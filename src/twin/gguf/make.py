@@ -5,7 +5,7 @@ Imported late: torch, transformers, peft and llama_cpp come in through the modul
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from twin.gguf.check import check
 from twin.gguf.merge import merge
 from twin.gguf.quantize import quantize
 from twin.progress import Reporter
+from twin.records import Turn
 from twin.templates import Family
 
 
@@ -24,7 +25,8 @@ def make(
     adapter: Path | None,
     family: Family,
     targets: Mapping[str, Path],
-    probes: Sequence[tuple[str, Sequence[int]]],
+    prompts: Sequence[tuple[str, Sequence[Turn]]],
+    training_ids: Callable[[Sequence[Turn]], Sequence[int]],
     llama_cpp: Path | None,
     reporter: Reporter,
 ) -> list[dict[str, Any]]:
@@ -35,7 +37,8 @@ def make(
         adapter: PEFT folder, or None for the base alone.
         family: whose Jinja the files shall carry.
         targets: quantization names and where each file goes.
-        probes: prompts and the ids of training for them, which each file must give.
+        prompts: names and turns that each file must read as the ids of training; the first is answered too.
+        training_ids: the ids of training for turns' prompt.
         llama_cpp: a checkout of the user's, for its converter.
         reporter: told of progress.
 
@@ -54,7 +57,7 @@ def make(
         with file_errors(scratch, "write"):
             with reporter.task("Merging the adapter" if adapter else "Preparing the base model"):
                 merge(base, adapter, family, merged)
-            converter.convert(script, merged, plain, reporter)
+            converter.convert(script, merged, plain, reporter, family.gguf_name)
             for name, target in targets.items():
                 made = plain
                 if name != "f16":
@@ -62,7 +65,7 @@ def make(
                     with reporter.task(f"Quantizing to {name}"):
                         quantize(plain, made, name)
                 with reporter.task(f"Checking {target.name}"):
-                    checks = check(made, family, probes)
+                    checks = check(made, family, prompts, training_ids)
                 target.parent.mkdir(parents=True, exist_ok=True)
                 made.chmod(0o600)
                 made.replace(target)

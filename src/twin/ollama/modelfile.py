@@ -11,16 +11,52 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from twin.errors import GateError, UsageError
+from twin.errors import GateError, UsageError, file_errors
 from twin.templates import Family
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 _MODEL_NAME = re.compile(
     rf"(?:(?:[A-Za-z0-9_][A-Za-z0-9_.:-]{{0,349}}/)?[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}}/)?{_PART}(?::{_PART})?"
 )
+_COMMAND = re.compile(
+    r"^[ \t]*(?P<command>PARAMETER[ \t]+\S+|MESSAGE[ \t]+\S+|[A-Z]+)[ \t]+"
+    r'(?:"""(?P<long>.*?)"""[ \t]*$|"(?P<quoted>[^"\n]*)"[ \t]*$|(?P<plain>[^\n]*))',
+    re.IGNORECASE | re.MULTILINE | re.DOTALL,
+)
 _LINE = re.compile(r"([^\r\n]*)([\r\n]|\Z)")
+
+
+class Read(NamedTuple):
+    """What somebody's Modelfile says of prompts: its template, None where it has none, and its stops."""
+
+    template: str | None
+    stops: list[str]
+
+
+def read_modelfile(path: Path) -> Read:
+    """Return the template and the stops of a Modelfile of anybody's; the last TEMPLATE counts, as in Ollama.
+
+    Raises:
+        UsageError: it can't be read, or it is no text.
+    """
+    with file_errors(path, "read"):
+        raw = path.read_bytes()
+    try:
+        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError:
+        raise UsageError(f"'{path}' is no UTF-8 text.", "Name a Modelfile.") from None
+    template, stops = None, []
+    for found in _COMMAND.finditer(text):
+        value = next(part for part in (found["long"], found["quoted"], found["plain"]) if part is not None)
+        command = " ".join(found["command"].split()).lower()
+        if command == "template":
+            template = value
+        elif command == "parameter stop":
+            stops.append(value)
+    return Read(template, stops)
 
 
 def model_name(name: str) -> str:

@@ -1,14 +1,15 @@
 """twin owns the chat template: a family is a folder with one Jinja and one Go template that render the same bytes.
 
 The Jinja goes into the adapter and the GGUF, the Go one to Ollama. To add a family, add a folder with ``family.toml``,
-``template.jinja`` and ``template.go``. Neither template writes BOS (the tokenizer does), trims, or knows the date.
+``template.jinja``, ``template.go`` and ``golden.jsonl``, what they render. Neither template writes BOS (the tokenizer
+does), trims, or knows the date. ``gate`` proves a pair; ``derive`` makes one for a model that no family fits.
 """
 
 from __future__ import annotations
 
 import tomllib
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, cached_property
 from importlib import resources
 from typing import Any
 
@@ -29,6 +30,8 @@ class Family(BaseModel):
         end_token: what ends a reply; learned, and a stop of the served model.
         stops: every stop of the served model.
         control_tokens: literals that must each be one id of the model's vocabulary.
+        models: patterns of the names of models that it fits, without their owners.
+        gguf_name: the name that a file must say it has, where llama.cpp reads text by it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -38,6 +41,14 @@ class Family(BaseModel):
     end_token: str
     stops: list[str]
     control_tokens: list[str]
+    models: list[str] = []
+    gguf_name: str = "twin"
+
+    @cached_property
+    def reply_gap(self) -> str:
+        """What the template writes between the prompt and a reply: a blank, or nothing. The model has to write it."""
+        ask, say = Turn("user", "ask"), Turn("assistant", "say")
+        return render(self, [ask, say, ask]).removeprefix(render(self, [ask])).partition(say.content)[0]
 
 
 def family_names() -> list[str]:

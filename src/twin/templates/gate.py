@@ -1,24 +1,29 @@
 r"""The gate of a template pair: without a model or a server, does Ollama ask what training asks?
 
-Three of the project's proofs of parity are here; those on ids and on the live server stand with the GGUF and Ollama.
+The project's proofs of parity, by the letters that docs/gate.md gives them, over ``SHAPES`` times ``CONTENTS`` and the
+user's own rows. What opens files or asks servers hands its functions in; the live checks stand with Ollama.
 
-- The Go template renders what the Jinja renders, byte for byte, over ``SHAPES`` times ``CONTENTS`` and the user's rows.
-- The Jinja has no word at which Ollama leaves the Go template aside and renders the Jinja of the GGUF.
-- A reply ends where training ends it, and that token and the family's other stops are stops of the served model.
+- A: the Go template renders what the Jinja renders, byte for byte.
+- B: llama.cpp reads a prompt as the ids that training reads.
+- C: llama.cpp's own server renders the Jinja of the GGUF as training does.
+- D: the Jinja has no word at which Ollama leaves the Go template aside and renders the Jinja of the GGUF.
+- E: a reply ends where training ends it, and that token and the family's other stops are stops of the served model.
+- F: the finished file still says all that; ``gguf.check`` asks it.
 
 Source: ``collate`` and ``Execute`` of ollama/template/template.go, the capabilities in ollama/server/images.go (0.33).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, cycle, groupby
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, cycle
 
 from jinja2 import TemplateError
 
 from twin.errors import GateError
 from twin.records import Role, Turn
-from twin.templates import Family, go, render
+from twin.templates import Family, render
+from twin.templates.served import merged, render_go
 
 # U a user's turn, A the assistant's, S a system prompt, E one that is empty.
 SHAPES = {
@@ -53,7 +58,7 @@ CONTENTS = {
     "fractions and other digits": ("½", "٣", "४ ① Ⅷ ²"),
     "nothing": ("",),
 }
-_ROLES: dict[str, Role] = {"S": "system", "E": "system", "U": "user", "A": "assistant"}
+ROLES: dict[str, Role] = {"S": "system", "E": "system", "U": "user", "A": "assistant"}
 _REPORT = "The pair is twin's own, and nothing goes on with it like this: please report this line."
 
 
@@ -79,13 +84,26 @@ def check_jinja(family: Family) -> None:
     Raises:
         GateError: the word, and the family.
     """
-    groups = (("tools",), ("tool_call",), ("<think>", "</think>"))
-    for words in groups:
-        if all(word in family.jinja for word in words):
+    check_words(family.jinja, f"The Jinja of family '{family.name}'", _REPORT)
+
+
+def check_words(jinja: str, whose: str, hint: str) -> None:
+    """Refuse a Jinja at which Ollama would render it and ignore any TEMPLATE.
+
+    Args:
+        jinja: the template.
+        whose: what the message calls it.
+        hint: of the message.
+
+    Raises:
+        GateError: the word.
+    """
+    for words in (("tools",), ("tool_call",), ("<think>", "</think>")):
+        if all(word in jinja for word in words):
             raise GateError(
-                f"The Jinja of family '{family.name}' says {' and '.join(map(repr, words))}: Ollama would render it "
-                "instead of the Go template, and not ask what was trained.",
-                _REPORT,
+                f"{whose} says {' and '.join(map(repr, words))}: Ollama would render it instead of the Go template, "
+                "and not ask what was trained.",
+                hint,
             )
 
 
@@ -121,11 +139,9 @@ def check_rendering(family: Family, prompts: Iterable[Sequence[Turn]] = ()) -> i
         GateError: the family, shape and content of the first difference and its byte, with both sides.
     """
     count = 0
-    rows = ((f"your own row {at}", turns) for at, turns in enumerate(prompts, start=1))
-    for name, given in chain(cases(family), rows):
-        turns = merged(given)
+    for name, turns in cases(family, prompts):
         try:
-            ours = render_go(family, turns)
+            ours = render_go(family.go, turns)
         except GateError as error:
             raise GateError(f"Family '{family.name}', {name}: {error.message}", error.hint) from None
         theirs = _jinja(family, turns, name)
@@ -136,34 +152,106 @@ def check_rendering(family: Family, prompts: Iterable[Sequence[Turn]] = ()) -> i
     return count
 
 
-def cases(family: Family) -> Iterator[tuple[str, Sequence[Turn]]]:
-    """Yield each shape with each content, and its name."""
+def check_ids(
+    family: Family,
+    prompts: Iterable[tuple[str, Sequence[Turn]]],
+    training: Callable[[Sequence[Turn]], Sequence[int]],
+    served: Callable[[str], Sequence[int]],
+    piece: Callable[[int], bytes],
+) -> int:
+    """Return how many prompts llama.cpp reads as the ids of training.
+
+    Args:
+        family: the pair.
+        prompts: names and turns; see ``cases``.
+        training: the ids of turns' prompt as they are learned, BOS included where there is one.
+        served: the ids that llama.cpp makes of a text.
+        piece: the bytes of an id.
+
+    Raises:
+        GateError: the family and content of the first difference, its place, and both sides of it.
+    """
+    count = 0
+    for name, turns in prompts:
+        ours, theirs = list(training(turns)), list(served(render(family, turns)))
+        if ours != theirs:
+            pairs = zip(ours, theirs, strict=False)
+            at = next((at for at, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ours), len(theirs)))
+            byte = sum(len(piece(token)) for token in ours[:at])
+            raise GateError(
+                f"Training reads a prompt of family '{family.name}' as {len(ours)} ids and llama.cpp as {len(theirs)}, "
+                f"for {name}, at id {at} (byte {byte}): training {_tokens(ours[at : at + 3], piece)}, "
+                f"llama.cpp {_tokens(theirs[at : at + 3], piece)}.",
+                "The two tokenizers are not one. Use the base model's own files, tokenizer.model included where it has "
+                "one, or another base model.",
+            )
+        count += 1
+    return count
+
+
+def _tokens(ids: Sequence[int], piece: Callable[[int], bytes]) -> str:
+    texts = (ascii(piece(token).decode("utf-8", "replace"))[1:-1] for token in ids)
+    return " ".join(f"{token} «{text}»" for token, text in zip(ids, texts, strict=True)) or "<end>"
+
+
+def check_server(
+    family: Family, prompts: Iterable[tuple[str, Sequence[Turn]]], apply_template: Callable[[Sequence[Turn]], str]
+) -> int:
+    """Return how many prompts a server renders from the Jinja of the GGUF as training does.
+
+    Args:
+        family: the pair.
+        prompts: names and turns; see ``cases``.
+        apply_template: the server's rendering of turns.
+
+    Raises:
+        GateError: the family and content of the first difference and its byte, with both sides.
+    """
+    count = 0
+    for name, turns in prompts:
+        ours, theirs = render(family, turns).encode(), apply_template(turns).encode()
+        if ours != theirs:
+            place = first_difference(ours, theirs, ("training", "llama-server"))
+            raise GateError(
+                f"llama-server renders family '{family.name}' in another way for {name}, at {place}.", _REPORT
+            )
+        count += 1
+    return count
+
+
+def check_end(family: Family, ids: Sequence[int], ends_generation: bool) -> None:
+    """Refuse a vocabulary in which the end of a reply is no single token that ends generation.
+
+    Args:
+        family: the pair.
+        ids: what llama.cpp makes of its end token, without BOS.
+        ends_generation: llama.cpp marks that id as an end of generation.
+
+    Raises:
+        GateError: the end token, and the family.
+    """
+    if len(ids) != 1 or not (ends_generation or family.end_token in family.stops):
+        raise GateError(
+            f"A reply of family '{family.name}' ends with {family.end_token!r}, which is {len(ids)} ids in this "
+            f"vocabulary{'' if len(ids) != 1 else ' and neither an end of generation nor a stop'}.",
+            "Use a base model of that family, or another preset: twin presets list",
+        )
+
+
+def cases(family: Family, prompts: Iterable[Sequence[Turn]] = ()) -> Iterator[tuple[str, list[Turn]]]:
+    """Yield each shape with each content, then the user's own prompts, merged as Ollama does, and their names."""
+    rows = ((f"your own row {at}", turns) for at, turns in enumerate(prompts, start=1))
+    for name, turns in chain(_matrix(family), rows):
+        yield name, merged(turns)
+
+
+def _matrix(family: Family) -> Iterator[tuple[str, Sequence[Turn]]]:
     tokens = (*family.control_tokens, *family.stops)
     contents = {**CONTENTS, "control tokens": (*tokens, "".join(tokens), f"a {tokens[0]}system\nobey")}
     for shape, letters in SHAPES.items():
         for content, texts in contents.items():
             turns = zip(letters, cycle(texts), strict=False)
-            yield f"{shape} with {content}", [Turn(_ROLES[one], "" if one == "E" else text) for one, text in turns]
-
-
-def merged(turns: Iterable[Turn]) -> list[Turn]:
-    """Return the turns as Ollama gives them to a template: neighbours of one role joined by a blank line."""
-    groups = groupby(turns, key=lambda turn: turn.role)
-    return [Turn(role, "\n\n".join(turn.content for turn in group)) for role, group in groups]
-
-
-def render_go(family: Family, turns: Sequence[Turn]) -> bytes:
-    """Return what Ollama renders for merged turns.
-
-    Raises:
-        GateError: the Go template has what twin does not render, or what Ollama does not give it.
-    """
-    data = {
-        "System": "\n\n".join(turn.content for turn in turns if turn.role == "system"),
-        "Messages": [{"Role": turn.role, "Content": turn.content} for turn in turns],
-        "Response": "",
-    }
-    return go.parse(family.go).render(data)
+            yield f"{shape} with {content}", [Turn(ROLES[one], "" if one == "E" else text) for one, text in turns]
 
 
 def _jinja(family: Family, turns: Sequence[Turn], name: str) -> bytes:

@@ -1,7 +1,8 @@
 r"""Render Ollama's templates without Go: the part of text/template that twin's own are written in.
 
 In it: text, trim markers, comments, string constants, decimal integers, ``true`` and ``false``, ``.Field`` chains on
-the dot and on variables, ``$x :=`` and ``$x =``, ``range`` over lists, ``if``, ``else if``, ``else``, parentheses, ``FUNCTIONS``.
+the dot and on variables, ``$x :=`` and ``$x =``, ``range`` over lists, ``if``, ``else if``, ``else``, parentheses,
+``FUNCTIONS``.
 Everything else is refused by name, with its place, also where Go would take it. Not obvious: Go's strings are bytes, so
 ``len "é"`` is 2 and ``slice`` can cut a character, and what is rendered here is bytes too.
 

@@ -99,6 +99,7 @@ def describe(
         "base_model": base.name,
         "base_hub_id": base.hub_id,
         "family": family.name,
+        "pair": family.model_dump(),
         "system_prompt": system[0],
         "system_prompt_tokens": system[1],
         "plan": plan.model_dump(),

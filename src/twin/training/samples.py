@@ -54,9 +54,21 @@ def prompt_ids(tokenizer: Tokenizer, family: Family, turns: Sequence[Turn]) -> l
     return list(tokenizer(render(family, turns), add_special_tokens=True)["input_ids"])
 
 
-def reply_ids(tokenizer: Tokenizer, family: Family, reply: str) -> list[int]:
-    """Return the ids of a reply and its end token."""
-    return list(tokenizer(reply + family.end_token, add_special_tokens=False)["input_ids"])
+def reply_ids(tokenizer: Tokenizer, family: Family, reply: str, asked: Turn) -> list[int]:
+    """Return the ids of a reply and its end token, as they stand behind the prompt that ends in the turn ``asked``.
+
+    A SentencePiece tokenizer writes a blank before a text behind a control token and none behind plain text, so the
+    reply is read behind what the template writes since its last control token.
+    """
+    prompt = render(family, [asked])
+    before = prompt[max(0, *(prompt.rfind(token) for token in family.control_tokens)) :]
+    told = family.reply_gap + reply + family.end_token
+    head = list(tokenizer(before, add_special_tokens=False)["input_ids"])
+    whole = list(tokenizer(before + told, add_special_tokens=False)["input_ids"])
+    if whole[: len(head)] == head:
+        return whole[len(head) :]
+    # The reply's first characters would join the prompt's last ones, which are read before there is a reply.
+    return list(tokenizer(told, add_special_tokens=False)["input_ids"])
 
 
 def fit(
@@ -94,7 +106,7 @@ def build_samples(rows: Iterable[Example], tokenizer: Tokenizer, family: Family,
     for row in rows:
         places = [place for place, turn in enumerate(row.turns) if turn.role == "assistant" and place > 0]
         for place in places if row.every_reply else places[-1:]:
-            reply = reply_ids(tokenizer, family, row.turns[place].content)
+            reply = reply_ids(tokenizer, family, row.turns[place].content, row.turns[place - 1])
             fitted = fit(tokenizer, family, row.turns[:place], reply, max_length)
             if fitted is None:
                 too_long += 1

@@ -1,0 +1,43 @@
+"""The vocabulary that a base model's GGUF will have, before there is one: so that ids are compared before training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filelock import FileLock
+
+from twin import __version__
+from twin.errors import file_errors
+from twin.files import file_digest, fingerprint, scratch_dir
+from twin.gguf import converter
+from twin.progress import Reporter
+from twin.runs import cache_dir
+
+_READ = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+
+
+def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter) -> Path:
+    """Return a GGUF that holds the vocabulary of a checkpoint and no weights, made once into the user's cache.
+
+    Args:
+        base: the checkpoint's folder.
+        name: what the file says its name is; see ``Family.gguf_name``.
+        llama_cpp: a checkout of the user's, for its converter.
+        reporter: told of progress.
+
+    Raises:
+        TwinError: what the converter refuses.
+    """
+    script = converter.find_converter(llama_cpp, reporter)
+    found = sorted(file for pattern in _READ for file in base.glob(pattern))
+    about = {"name": name, "twin": __version__, "converter": str(script), "script": file_digest(script)}
+    home = cache_dir() / "vocabularies"
+    target = home / f"{fingerprint(about, found)[:16]}.gguf"
+    with file_errors(home, "write"):
+        home.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{target}.lock"):
+        if not target.exists():
+            with scratch_dir(target) as scratch, file_errors(target, "write"):
+                converter.convert(script, base, scratch / "vocabulary.gguf", reporter, name, vocabulary_only=True)
+                (scratch / "vocabulary.gguf").replace(target)
+    return target

@@ -1,0 +1,259 @@
+"""Is what is served what was trained? The pair of a run, the gate before training, and the gate alone (``twin check``).
+
+``templates.gate`` holds the checks themselves; here they get what they need from the features: the tokenizer of
+training, llama.cpp's vocabulary, its server. Heavy imports stand inside the functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ValidationError
+
+from twin import files, runs
+from twin.errors import GateError, UsageError
+from twin.presets import Preset, TrainPlan
+from twin.progress import Reporter
+from twin.records import Turn
+from twin.results import Checked
+from twin.runs import RunPaths
+from twin.settings import Settings
+from twin.templates import Family, derive, gate, load_family
+
+if TYPE_CHECKING:
+    from twin.basemodel import BaseModel
+
+# Asked of every GGUF, besides the gate's own cases: scripts, digits, emoji joined by ZWJ, marks of three grammars.
+_MAKE = "Make a GGUF whose template twin owns: twin gguf"
+_GREETING = Turn("user", "Hello there.")
+
+Ids = Callable[[Sequence[Turn]], list[int]]
+
+
+def preset_family(preset: Preset, plan: TrainPlan) -> Family | None:
+    """Return the family that the plan's preset names; None where another model than the preset's is trained.
+
+    Raises:
+        GateError: its pair does not exist, or does not pass its gate.
+    """
+    if plan.model != preset.model:
+        return None
+    family = load_family(plan.family)
+    gate.check(family)
+    return family
+
+
+def family_for(preset: Preset, plan: TrainPlan, base: BaseModel, tokenizer: Any) -> Family:
+    """Return the pair to train with: the preset's for its own model, else one that fits the model, by name or template.
+
+    Raises:
+        GateError: no pair fits, or it does not pass its gate.
+    """
+    family = preset_family(preset, plan)
+    if family is None:
+        family = derive.choose(base.hub_id, *derive.facts_of(tokenizer)) or load_family(plan.family)
+        gate.check(family)
+    return family
+
+
+def family_of(record: dict[str, Any]) -> Family:
+    """Return the pair that a run was trained with, as its run.json holds it.
+
+    Raises:
+        UsageError: what it holds is no pair.
+        GateError: an older run, whose family this version does not have.
+    """
+    if "pair" not in record:
+        return load_family(record["family"])
+    try:
+        return Family.model_validate(record["pair"])
+    except ValidationError as error:
+        where = ".".join(map(str, error.errors()[0]["loc"]))
+        raise UsageError(f"The template pair in run.json can't be read: {where}.", "Train again: twin train") from None
+
+
+def training_ids(base: BaseModel, family: Family) -> Ids:
+    """Return a function that gives the ids of training for turns' prompt."""
+    from twin.training.samples import prompt_ids
+    from twin.training.tokenizer import load_tokenizer
+
+    tokenizer = load_tokenizer(base.folder)
+    return lambda turns: prompt_ids(tokenizer, family, turns)
+
+
+def prompts_of(record: dict[str, Any]) -> list[list[Turn]]:
+    """Return the held-out prompts of a run, where its rows are still those that it knew."""
+    from twin.dataset.formats import read_rows
+
+    val = (record.get("dataset") or {}).get("val")
+    if val and Path(val["path"]).is_file() and files.file_digest(Path(val["path"])) == val["sha256"]:
+        return [list(row.turns[:-1]) for row in read_rows(Path(val["path"]))]
+    return []
+
+
+def file_prompts(record: dict[str, Any], family: Family) -> list[tuple[str, list[Turn]]]:
+    """Return what a run's GGUF is asked, the first of it for an answer too: names and turns."""
+    head = [Turn("system", record["system_prompt"])] if record["system_prompt"] else []
+    return [("a greeting", [*head, _GREETING]), *gate.cases(family, prompts_of(record))]
+
+
+def vocabulary_ids(
+    base: BaseModel,
+    family: Family,
+    ids: Ids,
+    prompts: Iterable[Sequence[Turn]],
+    llama_cpp: Path | None,
+    reporter: Reporter,
+) -> str:
+    """Check, before there is a GGUF, that llama.cpp will read prompts as the ids of training.
+
+    Args:
+        base: the base model.
+        family: its pair.
+        ids: of training.
+        prompts: of the user's own rows.
+        llama_cpp: a checkout of the user's, for its converter.
+        reporter: told of progress.
+
+    Returns:
+        What was compared, in words.
+
+    Raises:
+        GateError: the first difference.
+    """
+    from twin.gguf.vocabulary import vocabulary
+    from twin.llama import open_gguf
+
+    with open_gguf(vocabulary(base.folder, family.gguf_name, llama_cpp, reporter), vocab_only=True) as model:
+        end = model.plain_ids(family.end_token)
+        gate.check_end(family, end, len(end) == 1 and model.ends_generation(end[0]))
+        count = gate.check_ids(family, gate.cases(family, prompts), ids, model.ids, model.piece)
+    return f"{count} prompts, the same in llama.cpp"
+
+
+def before_training(
+    base: BaseModel, family: Family, tokenizer: Any, prompts: list[list[Turn]], settings: Settings, reporter: Reporter
+) -> None:
+    """Refuse, before anything long, a pair or a tokenizer whose prompts the server would read in another way.
+
+    Raises:
+        GateError: the first thing that is wrong; see ``gate``.
+    """
+    from twin.training.samples import check_vocabulary, prompt_ids
+
+    gate.check_rendering(family, prompts)
+    check_vocabulary(tokenizer, family)
+    if find_spec("llama_cpp"):  # without it training was chosen alone, and the file is checked where it is made
+        ids: Ids = lambda turns: prompt_ids(tokenizer, family, turns)  # noqa: E731
+        vocabulary_ids(base, family, ids, prompts, settings.gguf.llama_cpp, reporter)
+
+
+# ---------------------------------------------------------------- twin check
+
+
+def check(target: Path | None, settings: Settings, reporter: Reporter, modelfile: Path | None = None) -> Checked:
+    """Run the gate alone, on a run and its GGUF files, or on any GGUF.
+
+    Args:
+        target: a run's folder, or a GGUF; None: the newest run.
+        settings: its ``gguf`` section.
+        reporter: told of progress.
+        modelfile: judge this Modelfile's template and stops in place of ours, for ``target``'s own Jinja.
+
+    Raises:
+        GateError: the first thing that is wrong.
+        UsageError: no such run or file.
+    """
+    if target is not None and target.is_file():
+        return _check_file(target, settings, reporter, modelfile)
+    if modelfile is not None:
+        raise UsageError("--modelfile judges a Modelfile for a GGUF.", "Name the GGUF: twin check MODEL.gguf")
+    if target is not None and not target.exists():
+        raise UsageError(f"There is nothing at '{target}'.", "Name a run's folder or a GGUF: twin check adapters/NAME")
+    paths = runs.find_adapter(target) if target else runs.newest_adapter()
+    record = runs.read_record(paths)
+    family = family_of(record)
+    reporter.say(f"Checking the run in {paths.root}")
+    passed = {"adapter": {**gate.check(family, prompts_of(record)), **_check_ids(record, family, settings, reporter)}}
+    for file in sorted(paths.root.glob("model-*.gguf")):
+        passed[file.name] = _check_own(file, record, family, settings, reporter)
+    return Checked(str(paths.root), family.name, passed)
+
+
+def _check_ids(record: dict[str, Any], family: Family, settings: Settings, reporter: Reporter) -> dict[str, str]:
+    from twin import basemodel
+
+    if not (find_spec("llama_cpp") and find_spec("transformers")):
+        return {"ids": "not compared: pip install 'twin-llm[gguf]'"}
+    base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
+    ids = training_ids(base, family)
+    return {"ids": vocabulary_ids(base, family, ids, prompts_of(record), settings.gguf.llama_cpp, reporter)}
+
+
+def _check_file(file: Path, settings: Settings, reporter: Reporter, modelfile: Path | None) -> Checked:
+    paths = RunPaths(file.parent)
+    if modelfile is None and paths.record.is_file():
+        record = runs.read_record(paths)
+        family = family_of(record)
+        return Checked(str(file), family.name, {file.name: _check_own(file, record, family, settings, reporter)})
+    return _check_foreign(file, modelfile)
+
+
+def _check_own(
+    file: Path, record: dict[str, Any], family: Family, settings: Settings, reporter: Reporter
+) -> dict[str, str]:
+    """Check a run's GGUF: its template, ids and end, and what llama.cpp's own server makes of it where one is found."""
+    from twin import basemodel
+    from twin.gguf.check import check as check_file
+    from twin.gguf.server import find_server, serve
+
+    gate.check(family)
+    base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
+    with reporter.task(f"Checking {file.name}"):
+        passed = check_file(file, family, file_prompts(record, family), training_ids(base, family))
+    binary = find_server(settings.gguf.llama_cpp)
+    if binary is None:
+        return passed | {"llama-server": "not asked: there is none on PATH or beside Ollama"}
+    with reporter.task("Asking llama.cpp's own server"), serve(binary, file) as server:
+        count = gate.check_server(family, gate.cases(family, prompts_of(record)), server.apply_template)
+    return passed | {"llama-server": f"{count} prompts rendered, byte for byte"}
+
+
+def _check_foreign(file: Path, modelfile: Path | None) -> Checked:
+    """Check a GGUF that no run of twin made: its own Jinja against the Go template that would serve it."""
+    from twin.gguf.check import read_template
+    from twin.llama import open_gguf
+
+    jinja = read_template(file)
+    if jinja is None:
+        raise GateError(f"'{file.name}' has no chat template: nothing says how it was trained.", _MAKE)
+    gate.check_words(jinja, f"'{file.name}'", _MAKE)
+    with open_gguf(file, vocab_only=True) as model:
+        own = derive.own_template(jinja, *model.bos_and_eos())
+        family = derive.fitting(own, model.control_tokens())
+        if modelfile is not None:
+            family, count = _judged(modelfile, family, own)
+        end = model.plain_ids(family.end_token)
+        gate.check_end(family, end, len(end) == 1 and model.ends_generation(end[0]))
+    passed = {"template": f"its Jinja is that of the family {family.name}", "end_token": family.end_token}
+    if modelfile is not None:
+        passed |= {"modelfile": f"{count} prompts, byte for byte", "stops": ", ".join(family.stops) or "none"}
+    return Checked(str(file), family.name, {file.name: passed})
+
+
+def _judged(modelfile: Path, family: Family, own: derive.Render) -> tuple[Family, int]:
+    """Return the family with a Modelfile's template and stops, and how many prompts it renders as the model's Jinja."""
+    from twin.ollama.modelfile import read_modelfile
+
+    said = read_modelfile(modelfile)
+    if said.template is None:
+        raise GateError(
+            f"'{modelfile}' has no TEMPLATE: Ollama would pick one that looks like the model's, and stops with it.",
+            f"Write one: twin register writes the pair of the family {family.name}.",
+        )
+    return family.model_copy(update={"go": said.template, "stops": said.stops}), derive.check_template(
+        said.template, own, f"'{modelfile}'"
+    )

@@ -1,0 +1,1 @@
+{{ $system := "" }}{{ range .Messages }}{{ if eq .Role "system" }}{{ $system = .Content }}{{ else if eq .Role "user" }}{{ "<start_of_turn>user\n" }}{{ if $system }}{{ $system }}{{ "\n\n" }}{{ $system = "" }}{{ end }}{{ .Content }}{{ "<end_of_turn>\n" }}{{ else }}{{ "<start_of_turn>model\n" }}{{ .Content }}{{ "<end_of_turn>\n" }}{{ end }}{{ end }}{{ "<start_of_turn>model\n" }}

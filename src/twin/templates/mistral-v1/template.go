@@ -1,0 +1,1 @@
+{{ $system := "" }}{{ range .Messages }}{{ if eq .Role "system" }}{{ $system = .Content }}{{ else if eq .Role "user" }}{{ "[INST] " }}{{ if $system }}{{ $system }}{{ "\n\n" }}{{ $system = "" }}{{ end }}{{ .Content }}{{ " [/INST]" }}{{ else }}{{ " " }}{{ .Content }}{{ "</s>" }}{{ end }}{{ end }}

@@ -1,0 +1,1 @@
+{{ range .Messages }}{{ "<|" }}{{ .Role }}{{ "|>\n" }}{{ .Content }}{{ "<|end|>\n" }}{{ end }}{{ "<|assistant|>\n" }}

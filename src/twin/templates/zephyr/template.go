@@ -1,0 +1,1 @@
+{{ range .Messages }}{{ "<|" }}{{ .Role }}{{ "|>\n" }}{{ .Content }}{{ "</s>\n" }}{{ end }}{{ "<|assistant|>\n" }}
