@@ -63,7 +63,9 @@ class Gguf:
         ).decode("utf-8", "replace")
 
     def piece(self, token: int) -> bytes:
-        """Return the bytes of a token."""
+        """Return the bytes of a token; llama.cpp would end the process for an id that the vocabulary does not have."""
+        if not 0 <= token < self.model.n_vocab():
+            return b"no such id"
         return bytes(self.model.detokenize([token], special=True))
 
     def metadata(self) -> dict[str, str]:

@@ -7,7 +7,9 @@ What a tokenizer does before it looks into its vocabulary is where the two part;
 - Qwen's tokenizers compose characters (NFC); llama.cpp reads them as they are written.
 - Tekken (Mistral Nemo) cuts words where case changes, in any script, marks included; llama.cpp in Latin's a to z alone.
 
-So training takes llama.cpp's reading in these three. ``gate.check_ids`` proves it for each model, and finds any fourth.
+- Phi-3's tokenizer drops every blank behind a control token; llama.cpp drops those of ASCII.
+
+So training takes llama.cpp's reading in these. ``gate.check_ids`` proves it for each model, and finds what is missing.
 Imported late: transformers is at the top.
 """
 
@@ -18,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import transformers
-from tokenizers import Regex, normalizers, pre_tokenizers
+from tokenizers import Tokenizer
 
 _TEKKEN = (
     r"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*|\p{{N}}"
@@ -26,6 +28,9 @@ _TEKKEN = (
 )
 _TEKKEN_PUBLISHED = _TEKKEN.format(upper=r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", lower=r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]")
 _TEKKEN_SERVED = _TEKKEN.format(upper=r"[\p{L}&&[^a-z]]", lower=r"[\p{L}&&[^A-Z]]")
+_NO_BLANKS = {"type": "Replace", "pattern": {"Regex": r"\A[ \t\n\v\f\r]+"}, "content": ""}
+_BLANKS = {"type": "Replace", "pattern": {"String": " "}, "content": "▁"}
+_BLANK_FIRST = {"type": "Prepend", "prepend": "▁"}
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -36,21 +41,28 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     finally:
         transformers.utils.logging.set_verbosity(level)
-    backend = tokenizer.backend_tokenizer
-    built = json.loads(backend.to_str())
-    if built["model"].get("byte_fallback") and "▁" in built["model"]["vocab"]:
-        blanks = normalizers.Replace(" ", "▁")
-        first = _blank_first(folder, built)
-        backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), blanks]) if first else blanks
-        backend.pre_tokenizer = None
-    elif (built["normalizer"] or {}).get("type") == "NFC":
-        backend.normalizer = None
-    if json.dumps(_TEKKEN_PUBLISHED) in json.dumps(built["pre_tokenizer"]):
-        cut = pre_tokenizers.Split(Regex(_TEKKEN_SERVED), "isolated")
-        backend.pre_tokenizer = pre_tokenizers.Sequence(
-            [cut, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-        )
+    published = tokenizer.backend_tokenizer.to_str()
+    served = json.dumps(_as_served(json.loads(published), folder))
+    if served != json.dumps(json.loads(published)):
+        tokenizer._tokenizer = Tokenizer.from_str(served)
     return tokenizer
+
+
+def _as_served(built: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the description of a tokenizer (tokenizer.json) with what llama.cpp does otherwise."""
+    if built["model"].get("byte_fallback") and "▁" in built["model"]["vocab"]:
+        steps = [_BLANK_FIRST, _BLANKS] if _blank_first(folder, built) else [_BLANKS]
+        if any(token["rstrip"] for token in built["added_tokens"]):
+            steps = [_NO_BLANKS, *steps]
+        built["normalizer"], built["pre_tokenizer"] = {"type": "Sequence", "normalizers": steps}, None
+        for token in built["added_tokens"]:
+            token["rstrip"] = False
+    elif (built["normalizer"] or {}).get("type") == "NFC":
+        built["normalizer"] = None
+    for step in (built["pre_tokenizer"] or {}).get("pretokenizers", []):
+        if step.get("pattern") == {"Regex": _TEKKEN_PUBLISHED}:
+            step["pattern"] = {"Regex": _TEKKEN_SERVED}
+    return built
 
 
 def _blank_first(folder: Path, built: dict[str, Any]) -> bool:

@@ -1,0 +1,97 @@
+"""Each family with the real tokenizers of its models: the ids of training are llama.cpp's, and the originals'."""
+
+import pytest
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from tests import vocabularies
+from twin import prove
+from twin.basemodel import BaseModel
+from twin.errors import GateError
+from twin.progress import Silent
+from twin.records import Turn
+from twin.templates import derive, gate, load_family, render
+from twin.training.samples import check_vocabulary, prompt_ids, reply_ids
+from twin.training.tokenizer import load_tokenizer
+
+pytestmark = pytest.mark.slow
+
+
+class Opened:
+    """A model's tokenizer as training has it, its family, and llama.cpp's vocabulary of it."""
+
+    def __init__(self, name):
+        from twin.gguf.vocabulary import vocabulary
+
+        self.name, self.folder = name, vocabularies.folder(name)
+        self.family = load_family(vocabularies.MODELS[name].family)
+        self.tokenizer = load_tokenizer(self.folder)
+        self.gguf = vocabulary(self.folder, self.family.gguf_name, None, Silent())
+
+    def ids(self, turns):
+        return prompt_ids(self.tokenizer, self.family, turns)
+
+
+@pytest.fixture(scope="module", params=vocabularies.MODELS)
+def opened(request):
+    return Opened(request.param)
+
+
+@pytest.fixture(scope="module")
+def llama(opened):
+    from twin.llama import open_gguf
+
+    with open_gguf(opened.gguf, vocab_only=True) as model:
+        yield model
+
+
+contents = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
+awkward = st.lists(
+    st.sampled_from([text for texts in gate.CONTENTS.values() for text in texts] + [" ", "\n", "▁", "<|im_", "[INST"])
+    | contents,
+    max_size=4,
+).map("".join)
+
+
+def test_the_whole_gate(opened):
+    check_vocabulary(opened.tokenizer, opened.family)
+    base = BaseModel(opened.name, opened.name, opened.folder)
+    said = prove.vocabulary_ids(base, opened.family, opened.ids, [[Turn("user", "my own")]], None, Silent())
+    assert said == f"{len(gate.SHAPES) * (len(gate.CONTENTS) + 1) + 1} prompts, the same in llama.cpp"
+
+
+@hypothesis_settings(max_examples=150)
+@given(said=st.lists(awkward, min_size=1, max_size=4), system=st.none() | awkward)
+def test_any_prompt_has_llama_cpps_ids(opened, llama, said, system):
+    head = [] if system is None else [Turn("system", system)]
+    turns = [*head, *(Turn(("user", "assistant")[at % 2], text) for at, text in enumerate(said))]
+    assert opened.ids(turns) == llama.ids(render(opened.family, turns))
+
+
+def test_a_reply_is_read_as_it_stands_in_a_history(opened, llama):
+    """What is learned after a prompt is what the server reads of it as soon as it is history."""
+    ask = Turn("user", "are you coming?")
+    for reply in ("yes, at six", "no", "ok so..\nlater", "½ of it 👍🏽", "مرحبا"):
+        prompt = opened.ids([ask])
+        learned = prompt + reply_ids(opened.tokenizer, opened.family, reply, ask)
+        history = llama.ids(render(opened.family, [ask, Turn("assistant", reply), ask]))
+        assert history[: len(learned)] == learned
+
+
+def test_the_family_is_chosen_by_the_models_name(opened):
+    chosen = derive.choose(f"someone/{opened.name}", None, [])
+    assert chosen == opened.family
+
+
+def test_a_tokenizer_of_another_model_is_refused(opened):
+    other = "Llama-3.2-1B-Instruct" if opened.family.name != "llama3" else "Qwen3-0.6B"
+    wrong = load_tokenizer(vocabularies.folder(other))
+    base = BaseModel(opened.name, opened.name, opened.folder)
+    with pytest.raises(GateError) as caught:
+        prove.vocabulary_ids(
+            base, opened.family, lambda turns: prompt_ids(wrong, opened.family, turns), [], None, Silent()
+        )
+    assert f"Training reads a prompt of family '{opened.family.name}' as " in caught.value.message
+    assert "for a user's turn with plain text, at id " in caught.value.message
+    assert caught.value.exit_code == 5
