@@ -86,7 +86,8 @@ def server() -> Iterator[Server]:
             except OSError:
                 kept.hung_up.set()
                 return
-            count = {"prompt_eval_count": 31, "eval_count": 7}
+            said = "".join(one["content"] for one in asked["messages"])
+            count = {"prompt_eval_count": max(31, len(said) // 4), "eval_count": 256 if said.endswith("go on") else 7}
             self.reply({"message": {"content": ""}, "done": True, **count}, more=True)
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listener:
@@ -270,6 +271,19 @@ def test_saving(talk: Callable[..., Talk], isolated: Path) -> None:
         assert Path("my talk.jsonl").stat().st_mode & 0o777 == 0o600
 
 
+def test_what_left_the_prompt_is_told(talk: Callable[..., Talk], server: Server) -> None:
+    done = talk(("word " * 100).strip() + "\n" + ("word " * 99 + "more\n") * 5 + "go on\n/save all.jsonl\n")
+    told = re.findall(r"^\(prompt \d+ tokens, reply \d+(.*)\)$", done.err, re.MULTILINE)
+    assert told[0] == ""
+    assert told[-2:] == [
+        ", the oldest 6 turns no longer fit and are left out",
+        ", cut after 256, the oldest 8 turns no longer fit and are left out",
+    ]
+    assert len(server.asked[-1]) == 1 + 4 + 1  # the system prompt, what stays of six exchanges, the message
+    (row,) = read_rows(Path("all.jsonl"))
+    assert len(row.turns) == 1 + 14
+
+
 def test_bytes_that_are_no_text_are_no_traceback(talk: Callable[..., Talk], server: Server) -> None:
     assert talk(b"caf\xe9\n", "--quiet") == Talk(0, "I heard: caf\ufffd\n", "")
     assert talk("", "--message", "a\udce9b") == Talk(0, "I heard: a\ufffd\ufffd\ufffdb\n", "")
@@ -313,7 +327,7 @@ class Terminal:
 
     def see(self, wanted: str) -> str:
         """Wait until the terminal shows ``wanted``; return what it showed until then, since the last call."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 300
         while wanted not in self.shown:
             assert time.monotonic() < deadline, (wanted, self.shown)
             if select.select([self.keys], [], [], 1)[0]:
@@ -446,3 +460,40 @@ def _brackets() -> bool:
     import readline
 
     return "GNU" in (readline.__doc__ or "")
+
+
+@posix
+@pytest.mark.slow
+def test_a_conversation_with_the_file_itself(
+    terminal: Callable[..., Terminal], smollm2_gguf: Path, isolated: Path
+) -> None:
+    run = isolated / "adapters" / "wren"
+    run.mkdir(parents=True)
+    (run / "model.gguf").symlink_to(smollm2_gguf)
+    plan = {"license": "Apache-2.0", "max_length": 64, "num_ctx": 2048, "temperature": 0.7}
+    record = {"base_model": "x", "base_hub_id": "x/y", "family": "chatml", "system_prompt": "", "result": {}}
+    (run / "run.json").write_text(json.dumps({**record, "plan": plan}))
+    Path("twin.toml").write_text("[ollama]\nnum_ctx = 256\ntemperature = 0\n")
+    screen = terminal("--gguf", str(run / "model.gguf"))
+    screen.see("you: ")
+    screen.type("Tell me a very long story of the sea.\n")
+    screen.see("wren: ")
+    screen.see(" ")  # behind its first word
+    screen.type("\x03")
+    screen.see("(stopped)")
+    screen.see("you: ")
+    # What was said so far is in the prompt, and the reply ends at a quarter of the context that twin.toml says.
+    prompts = []
+    for command in ("", "/reset\n"):
+        if command:
+            screen.type(command)
+            screen.see("you: ")
+        screen.type("Tell me another.\n")
+        counts = re.search(r"prompt (\d+) tokens, reply (\d+)(.*)", screen.see(")\nyou: "))
+        assert counts is not None
+        assert (counts[2] == "64") is (counts[3] == ", cut after 64")
+        assert int(counts[2]) <= 64
+        prompts.append(int(counts[1]))
+    assert prompts[0] > prompts[1] + 9  # as many words as the first message has
+    screen.type("/quit\n")
+    assert screen.end()[0] == 0

@@ -106,17 +106,15 @@ class Keyboard:
         if self._next:
             return self._next.pop()
         text = self._line("you: ")
-        while unfinished(text):
-            try:
+        with suppress(EOFError):  # the end of the input ends the message; without another the next call meets it again
+            while unfinished(text):
                 text += "\n" + self._line("...  ")
-            except EOFError:  # which ends the block; the next call meets it again
-                break
-        while not _command(text) and self._pasting():
-            line = self._line("")
-            if _command(line):  # typed ahead, while a reply came
-                self._next.append(line)
-                break
-            text += "\n" + line
+            while not _command(text) and self._pasting():
+                line = self._line("")
+                if _command(line):  # typed ahead, while a reply came
+                    self._next.append(line)
+                    break
+                text += "\n" + line
         return text
 
     def _line(self, prompt: str) -> str:
