@@ -139,10 +139,11 @@ class GgufBackend:
         """Yield pieces of the reply."""
         ids = self.prompt_ids(turns)
         counts.prompt_tokens = len(ids)
+        most = reply_room(self.num_ctx)
         generated = self.model.generate(
             ids,
             temperature=self.temperature,
-            max_tokens=reply_room(self.num_ctx),
+            max_tokens=most,
             seed=secrets.randbits(31),  # as Ollama's: asked the same again, a twin may say something else
             stops=self.family.stops,
         )
@@ -151,6 +152,8 @@ class GgufBackend:
             for token in generated:
                 counts.reply_tokens += 1
                 yield token
+            if counts.reply_tokens < most:
+                counts.reply_tokens += 1  # the end token, which Ollama counts too
 
         yield from until_stop(self.model.texts(counted()), self.family.stops)
 
