@@ -442,7 +442,7 @@ def test_prompts_to_show_are_cut_as_in_training_and_not_shown_twice():
 def test_chat_from_the_gguf_sends_the_trained_prompt(project, here):
     from transformers import AutoTokenizer
 
-    with pipeline.gguf_backend(Path("adapters/tiny/model-q8_0.gguf")) as backend:
+    with pipeline.gguf_backend(Path("adapters/tiny/model-q8_0.gguf"), project.settings) as backend:
         chat = Chat(backend)
         pieces = chat.say("tea?")
         reply = "".join(itertools.islice(pieces, 8))
@@ -455,7 +455,7 @@ def test_chat_from_the_gguf_sends_the_trained_prompt(project, here):
 
 
 def test_a_message_longer_than_the_context_is_refused(project, here):
-    with pipeline.gguf_backend(Path("adapters/tiny/model-q8_0.gguf")) as backend:
+    with pipeline.gguf_backend(Path("adapters/tiny/model-q8_0.gguf"), project.settings) as backend:
         with pytest.raises(UsageError, match=r"The prompt is \d+ tokens long and the model holds 4096"):
             list(Chat(backend).say("half a word " * 4000))
         assert "".join(itertools.islice(Chat(backend).say("tea?"), 4)).strip()

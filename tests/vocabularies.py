@@ -156,9 +156,7 @@ def _scored(pieces: list[tuple[str, float, int]]) -> Any:
     vocabulary = {piece: number for number, (piece, _, _) in enumerate(pieces)}
     normal = {piece: score for piece, score, kind in pieces if kind == 1}
     merges = generate_merges(vocabulary, normal)
-    built = Tokenizer(
-        models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>")
-    )
+    built = Tokenizer(models.BPE(vocab=vocabulary, merges=merges, byte_fallback=True, fuse_unk=True, unk_token="<unk>"))
     built.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     built.decoder = decoders.Sequence(
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
@@ -169,7 +167,9 @@ def _scored(pieces: list[tuple[str, float, int]]) -> Any:
 def _save(built: Any, target: Path, tokens: list[tuple[int, str, bool]], eos: str) -> None:
     from tokenizers import AddedToken, processors
 
-    built.add_special_tokens([AddedToken(text, normalized=False, special=True, rstrip=strip) for _, text, strip in tokens])
+    built.add_special_tokens(
+        [AddedToken(text, normalized=False, special=True, rstrip=strip) for _, text, strip in tokens]
+    )
     built.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", built.token_to_id("<s>"))]
     )

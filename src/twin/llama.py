@@ -5,8 +5,9 @@ Imported late: llama_cpp is at the top.
 
 from __future__ import annotations
 
+import codecs
 import ctypes
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -120,8 +121,23 @@ class Gguf:
         self._cached = list(input_ids)
         return np.stack(rows)
 
-    def reply(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int = 0) -> Iterator[str]:
-        """Yield pieces of a reply to the prompt, until an end of generation, ``max_tokens`` or the context's end.
+    def generate(
+        self,
+        prompt_ids: Sequence[int],
+        *,
+        temperature: float,
+        max_tokens: int,
+        seed: int = 0,
+        stops: Sequence[str] = (),
+    ) -> Iterator[int]:
+        """Yield the ids of a reply to the prompt, until an end of generation, ``max_tokens`` or the context's end.
+
+        Args:
+            prompt_ids: the prompt.
+            temperature: of sampling; 0 takes the likeliest id each time.
+            max_tokens: most ids of the reply.
+            seed: of sampling.
+            stops: an id that spells one of these ends the reply too, and is not yielded.
 
         Raises:
             UsageError: the prompt alone fills the context.
@@ -132,21 +148,28 @@ class Gguf:
                 f"The prompt is {len(prompt_ids)} tokens long and the model holds {self.model.n_ctx()}.",
                 "Say it in fewer words, or send it in parts.",
             )
-        max_tokens = min(max_tokens, room)
         self._cached = []
-        pending = b""
-        generated = self.model.generate(list(prompt_ids), temp=temperature, top_k=40, top_p=0.95, min_p=0.05)
+        ends = {stop.encode("utf-8") for stop in stops}
+        # Ollama's own defaults, which a registered model has too: one file should not speak in two ways.
+        generated = self.model.generate(list(prompt_ids), temp=temperature, top_k=40, top_p=0.9, min_p=0.0)
         self.model.set_seed(seed)
         for count, token in enumerate(generated):
-            if self.ends_generation(token) or count >= max_tokens:
+            if self.ends_generation(token) or count >= min(max_tokens, room) or self.piece(token) in ends:
                 break
-            pending += self.piece(token)
-            try:
-                text = pending.decode("utf-8")
-            except UnicodeDecodeError:
-                continue  # a character whose bytes are spread over tokens
-            pending = b""
-            yield text
+            yield token
+
+    def texts(self, ids: Iterable[int]) -> Iterator[str]:
+        """Yield the text of ids piece by piece, each piece whole characters; control tokens have none, as in Ollama."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        for token in ids:
+            if text := decoder.decode(bytes(self.model.detokenize([token], special=False))):
+                yield text
+        if rest := decoder.decode(b"", final=True):
+            yield rest
+
+    def reply(self, prompt_ids: Sequence[int], *, temperature: float, max_tokens: int, seed: int = 0) -> Iterator[str]:
+        """Yield pieces of a reply to the prompt; see ``generate``."""
+        return self.texts(self.generate(prompt_ids, temperature=temperature, max_tokens=max_tokens, seed=seed))
 
 
 @contextmanager

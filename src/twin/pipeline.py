@@ -344,8 +344,12 @@ def _prompt_counter(record: dict[str, Any], family: Family, reporter: Reporter) 
 
 
 @contextmanager
-def gguf_backend(file: Path) -> Iterator[Backend]:
+def gguf_backend(file: Path, settings: Settings) -> Iterator[Backend]:
     """Open a run's GGUF for a conversation with the prompt it was trained with.
+
+    Args:
+        file: the GGUF, in its run's folder.
+        settings: its ``ollama`` section: the same context and temperature as those of the registered model.
 
     Raises:
         UsageError: no such file, or no run.json beside it.
@@ -357,10 +361,9 @@ def gguf_backend(file: Path) -> Iterator[Backend]:
     from twin.chat import GgufBackend
     from twin.llama import open_gguf
 
-    plan = record["plan"]
-    with open_gguf(file, num_ctx=plan["num_ctx"]) as model:
-        family = prove.family_of(record)
-        yield GgufBackend(model, family, record["system_prompt"], plan["temperature"], plan["num_ctx"])
+    parameters = _parameters(settings, record["plan"])
+    with open_gguf(file, num_ctx=parameters["num_ctx"]) as model:
+        yield GgufBackend(model, prove.family_of(record), record["system_prompt"], **parameters)
 
 
 # ---------------------------------------------------------------- run

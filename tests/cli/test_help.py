@@ -41,7 +41,7 @@ CONTRACT = {
     },
     "gguf": {"--quantization", "-q", "--output", "--base", "--llama-cpp", "--dry-run"},
     "register": {"--adapter", "--gguf", "--host", "--force", "--dry-run"},
-    "chat": {"--message", "--gguf", "--host"},
+    "chat": {"--message", "--system", "--gguf", "--host"},
     "run": {
         "--person", "--preset", "--model", "--epochs", "--batch-size", "--learning-rate", "--lora-r", "--max-length",
         "--device", "--quantization", "-q", "--llama-cpp", "--host", "--seed", "--force",

@@ -139,6 +139,10 @@ class Output:
         else:
             self._write("".join(f"{printable(line)}\n" for line in lines).encode("utf-8"))
 
+    def piece(self, text: str) -> None:
+        """Print a piece of a text that is still being written, at once."""
+        self._write(printable(text).encode("utf-8"))
+
     def hint(self, text: str) -> None:
         """Print what to type next, on stderr."""
         if not (self.quiet or self.json):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -500,7 +500,8 @@ class OllamaClient:
         messages: Sequence[Turn],
         options: Mapping[str, Any] | None = None,
         stream: bool = True,
-    ) -> Iterator[Chunk]:
+        truncate: bool = True,
+    ) -> Generator[Chunk, None, None]:
         """Yield the reply to ``messages`` piece by piece; the last piece is ``done`` and has the counts.
 
         Nothing is asked before the first piece is taken. Closing the iterator stops the server's work.
@@ -510,6 +511,7 @@ class OllamaClient:
             messages: the conversation, oldest first.
             options: e.g. ``temperature``, ``num_predict``; what is not named is the model's own.
             stream: False for one piece with the whole reply.
+            truncate: False to refuse a prompt that is longer than the context, which the server otherwise cuts.
 
         Raises:
             StepError: an error in the stream, or a stream cut before its end.
@@ -517,6 +519,7 @@ class OllamaClient:
         """
         doing = f"answer as '{name}'"
         asked = {"model": name, "messages": _messages(messages), "stream": stream}
+        asked |= {} if truncate else {"truncate": False}
         if options:
             asked["options"] = dict(options)
         with self._request("POST", "/api/chat", doing, json=asked) as response:
