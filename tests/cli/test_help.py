@@ -40,11 +40,11 @@ CONTRACT = {
         "--lora-r", "--max-length", "--resume-from", "--backend", "--device", "--seed", "--dry-run",
     },
     "gguf": {"--quantization", "-q", "--output", "--base", "--llama-cpp", "--dry-run"},
-    "register": {"--adapter", "--gguf", "--host", "--force", "--dry-run"},
+    "register": {"--adapter", "--gguf", "--host", "--env", "--force", "--dry-run"},
     "chat": {"--message", "--gguf", "--host"},
     "run": {
         "--person", "--preset", "--model", "--epochs", "--batch-size", "--learning-rate", "--lora-r", "--max-length",
-        "--device", "--quantization", "-q", "--llama-cpp", "--host", "--seed", "--force",
+        "--device", "--quantization", "-q", "--llama-cpp", "--host", "--env", "--seed", "--force",
     },
     "demo": {"--output"},
     "presets list": set(),
@@ -52,7 +52,7 @@ CONTRACT = {
     "presets copy": {"--dry-run"},
 }  # fmt: skip
 LATER = {
-    "check", "eval", "list", "remove", "init", "doctor", "--lora", "--env", "--to", "unsloth",
+    "check", "eval", "list", "remove", "init", "doctor", "--lora", "--to", "unsloth",
 }  # fmt: skip
 
 
