@@ -5,15 +5,25 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import httpx
 import pytest
+from dotenv import dotenv_values
 
+from tests.app.prompts import PARTS, app_request, merged
+from twin import basemodel, brain, pipeline
+from twin.dataset.formats import read_rows
+from twin.evaluate.likelihood import compare, score_gguf
+from twin.llama import open_gguf
 from twin.ollama.client import OllamaClient
 from twin.progress import Silent
-from twin.records import Turn
+from twin.records import Example, Sample, Turn
+from twin.settings import load_settings
 from twin.templates import load_family, render
-from twin.training.samples import prompt_ids
+from twin.training.samples import prompt_ids, reply_ids
 
 pytestmark = [pytest.mark.slow]
 ASKED = "are you coming to the harbour on sunday?"
@@ -98,6 +108,155 @@ def test_chat_from_the_gguf_alone(demo, tokenizer):
     answer = json.loads(done.stdout)
     assert answer["reply"]
     assert answer["prompt_tokens"] == len(prompt_ids(tokenizer, load_family("chatml"), turns))
+
+
+# ---------------------------------------------------------------- as the app asks it
+
+APP_OPTIONS = {"temperature": 0.8, "num_predict": 256}
+
+
+def chats(file: Path) -> list[Example]:
+    return [row for row in read_rows(file) if row.kind == "chat"]
+
+
+@pytest.fixture(scope="module")
+def asked_by_app(demo):
+    """For each held-out conversation one reply, and the request after which the app would want it; 2 to 6 parts long.
+
+    Examples in the prompt are of the rows that were learned: what is held out would tell the answer.
+    """
+    folder, _ = demo
+    own, learned = brain.load([folder / "brain"]), chats(folder / "data/train.jsonl")
+    conversations: dict[str, list[Example]] = {}
+    for row in chats(folder / "data/val.jsonl"):
+        conversations.setdefault(row.conversation_id, []).append(row)
+    middles = [rows[len(rows) // 2] for rows in conversations.values()]
+    return [
+        (row, app_request(own, learned, row.turns[:-1], number, parts=2 + number % 5))
+        for number, row in enumerate(middles)
+    ]
+
+
+def test_under_the_apps_prompt_the_twin_is_still_more_like_the_person(demo, asked_by_app, tokenizer):
+    folder, _ = demo
+    record = json.loads((folder / "adapters/wren/run.json").read_text("utf-8"))
+    family = load_family(record["family"])
+    samples = []
+    for row, messages in asked_by_app:
+        ids, reply = prompt_ids(tokenizer, family, messages), reply_ids(tokenizer, family, row.reply)
+        samples.append(Sample(row.id, row.conversation_id, row.kind, (*ids, *reply), len(ids)))
+    lengths = sorted(sample.prompt_length for sample in samples)
+    assert 500 < lengths[0] < lengths[-1] < 2000
+    base = basemodel.resolve(record["base_model"], Silent())
+    quantization = "q4_k_m"
+    scores = {}
+    for who, file in (
+        ("base", pipeline.base_gguf(base, family, quantization, load_settings(), Silent())),
+        ("twin", folder / f"adapters/wren/model-{quantization}.gguf"),
+    ):
+        with open_gguf(file, num_ctx=record["plan"]["num_ctx"]) as model:
+            scores[who] = score_gguf(model, samples)
+    change = compare(scores["base"], scores["twin"])
+    print(f"{len(lengths)} prompts of {lengths[0]} to {lengths[-1]} ids: {change}")
+    assert change.conversations == len(samples) >= 20
+    assert change.high < 0
+    assert not compare(scores["base"], scores["base"]).high < 0  # the control
+    assert not compare(scores["twin"], scores["base"]).high < 0
+
+
+@pytest.mark.ollama
+def test_what_the_app_sends_is_rendered_as_it_was_trained(demo, asked_by_app, ollama, tokenizer):
+    """Up to what num_ctx has room for; beyond it the server cuts the history, and the same check says so."""
+    folder, _ = demo
+    record = json.loads((folder / "adapters/wren/run.json").read_text("utf-8"))
+    family, num_ctx = load_family(record["family"]), record["plan"]["num_ctx"]
+    own, learned = brain.load([folder / "brain"]), chats(folder / "data/train.jsonl")
+    talk = [turn for row in learned[:300] for turn in row.turns[-2:]]
+    row, _ = asked_by_app[0]
+    requests = [
+        app_request(own, learned, [*talk[:20], *row.turns[1:-1]], parts, parts) for parts in range(len(PARTS) + 1)
+    ]
+    double = [*requests[-1], Turn("user", "hello??")]  # two of one role: the last reply never came
+    with OllamaClient(ollama) as client:
+        for messages in (*requests, double):
+            assert client.render("wren", messages) == render(family, merged(messages))
+        client.create(
+            "wrong", {"from": "wren", "template": family.go.replace("<|im_end|>\\n", "<|im_end|>", 1)}, Silent()
+        )
+        assert client.render("wrong", double) != render(family, merged(double))  # the control
+        client.delete("wrong")
+
+        def full() -> list[Turn]:
+            """The last request, made longer turn by turn until little more than the reply has room."""
+            head, last = requests[-1][:1], requests[-1][-1]
+            for length in range(0, len(talk), 2):
+                messages = merged([*head, *talk[:length], last])
+                if len(prompt_ids(tokenizer, family, messages)) >= num_ctx - 300:
+                    return messages
+            raise AssertionError("the talk is too short")
+
+        def counts(messages: list[Turn], **options: int) -> tuple[int, int | None]:
+            (piece,) = client.chat("wren", messages, {**APP_OPTIONS, "num_predict": 1, **options}, stream=False)
+            return len(prompt_ids(tokenizer, family, merged(messages))), piece["prompt_eval_count"]
+
+        for messages in (requests[0], requests[3], requests[-1], double, full()):
+            ours, theirs = counts(messages)
+            assert ours == theirs
+        ours, theirs = counts(requests[0], num_ctx=512)
+        assert theirs < ours  # the control
+
+
+def asked(host: str, messages: Sequence[Turn], **options: float) -> dict[str, Any]:
+    """Ask as the app does, with its options, and return the server's whole answer; its durations are nanoseconds."""
+    said = [{"role": turn.role, "content": turn.content} for turn in messages]
+    body = {"model": "wren", "messages": said, "stream": False, "options": {**APP_OPTIONS, **options}}
+    answer = httpx.post(f"{host}/api/chat", json=body, timeout=600, trust_env=False)
+    return answer.raise_for_status().json()
+
+
+@pytest.mark.ollama
+def test_the_apps_first_request_finds_the_model_loaded_and_replies_end_by_themselves(demo, asked_by_app, ollama):
+    """The app waits 30 s, loading included: how long it takes is printed (-s), for it hangs on the machine's load."""
+    folder, _ = demo
+    twin("register", "wren", "--force", cwd=folder, host=ollama)
+    answers = [asked(ollama, messages) for _, messages in asked_by_app[::4]]
+    for answer in answers:
+        seconds = {key: answer[f"{key}_duration"] / 1e9 for key in ("load", "prompt_eval", "eval", "total")}
+        print(answer["done_reason"], answer["prompt_eval_count"], answer["eval_count"], seconds, answer["message"])
+    assert all(answer["message"]["content"].strip() for answer in answers)
+    reasons = [answer["done_reason"] for answer in answers]
+    assert reasons.count("stop") > len(reasons) / 2
+    assert asked(ollama, asked_by_app[0][1], num_predict=1)["done_reason"] == "length"  # the control
+    with OllamaClient(ollama) as client:
+        client.unload("wren")
+    cold = asked(ollama, asked_by_app[0][1], num_predict=1)
+    print("cold", cold["load_duration"] / 1e9)
+    assert answers[0]["load_duration"] < cold["load_duration"]
+
+
+@pytest.mark.ollama
+def test_the_app_is_told_of_the_twin_once_it_passed(demo, ollama):
+    folder, _ = demo
+    file = folder / "app.env"
+    file.write_bytes(b"# the app\r\nexport LLM_PROVIDER='gemini' # or ollama\r\nKEY=hunter2\r\n")
+    file.chmod(0o640)
+    before = file.read_bytes()
+    refused = twin("register", "wren", "--env", "app.env", cwd=folder, host=ollama, check=False)
+    assert (refused.returncode, file.read_bytes()) == (2, before)  # the name is in use
+    done = twin("register", "wren", "--force", "--env", "app.env", cwd=folder, host=ollama)
+    assert file.read_bytes() == before.replace(b"gemini", b"ollama") + (
+        f"OLLAMA_BASE_URL={ollama}\r\nOLLAMA_MODEL=wren\r\n".encode()
+    )
+    assert dotenv_values(file) == {
+        "LLM_PROVIDER": "ollama", "KEY": "hunter2", "OLLAMA_BASE_URL": ollama, "OLLAMA_MODEL": "wren",
+    }  # fmt: skip
+    assert (folder / "app.env.bak").read_bytes() == before
+    assert file.stat().st_mode == (folder / "app.env.bak").stat().st_mode
+    assert done.stderr.splitlines()[-1] == f"Next: restart the app's backend: it reads {file} only when it starts"
+    assert "hunter2" not in done.stdout + done.stderr
+    again = json.loads(twin("run", "wren", "--force", "--env", "app.env", "--json", cwd=folder, host=ollama).stdout)
+    assert again["env"] == {"file": str(file), "changed": [], "repeated": [], "backup": None}
+    assert not (folder / "app.env.2.bak").exists()
 
 
 @pytest.mark.ollama

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +42,17 @@ def test_a_failed_write_leaves_the_old_file_and_no_trace():
         raise KeyboardInterrupt
     assert target.read_text() == "old"
     assert list(Path().iterdir()) == [target]
+
+
+def test_a_file_that_is_made_after_another_has_its_mode():
+    Path("like").write_text("x")
+    Path("like").chmod(0o640)
+    os.utime("like", (1, 1))
+    with atomic_write(Path("new"), like=Path("like")) as handle:
+        handle.write(b"y")
+        assert stat.S_IMODE(Path(handle.name).stat().st_mode) == 0o600  # nobody else reads it before it is whole
+    assert stat.S_IMODE(Path("new").stat().st_mode) == 0o640
+    assert Path("new").stat().st_mtime > 1
 
 
 def test_writing_over_a_folder_or_below_a_file():

@@ -33,7 +33,7 @@ BOTTOM = {
     "steps",
 }
 FEATURES = {"app", "brain", "chat", "dataset", "evaluate", "gguf", "ollama", "templates", "training"}
-COMPOSING = {"curate", "pipeline"}
+COMPOSING = {"curate", "handover", "pipeline", "prove"}
 # CONTRIBUTING.md: who may take what from a feature beside it.
 EXCEPTIONS = {(taker, "templates") for taker in ("training", "gguf", "ollama", "evaluate", "chat")} | {
     ("chat", "ollama.client"),
@@ -50,6 +50,7 @@ LATE = {
     "twin.training.backend_hf",
     "twin.app.server",
     "twin.training.optimizer",
+    "twin.training.tokenizer",
 }
 
 

@@ -43,9 +43,22 @@ def _partial_prefix(path: Path) -> str:
     return f".{path.name}.{os.getpid()}."
 
 
+def _take_after(like: Path, path: Path) -> None:
+    """Give ``path`` the owner, mode and attributes of ``like``, and the time of now."""
+    state = like.stat()
+    if hasattr(os, "chown"):  # not on Windows
+        os.chown(path, state.st_uid, state.st_gid)
+    shutil.copystat(like, path)
+    os.utime(path)  # what watches a file for changes looks at its time
+
+
 @contextmanager
-def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+def atomic_write(path: Path, like: Path | None = None) -> Iterator[IO[bytes]]:
     """Open a temporary file beside ``path`` and rename it there when the block ends well; else leave no trace.
+
+    Args:
+        path: the file.
+        like: a file whose owner, mode and attributes it gets; without one it is for its owner alone.
 
     Raises:
         UsageError, MachineError: what the file system says, as a sentence.
@@ -61,7 +74,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             handle.flush()
             os.fsync(handle.fileno())
             handle.close()
-            partial.chmod(0o600)
+            if like is None:
+                partial.chmod(0o600)
+            else:
+                _take_after(like, partial)
             partial.replace(path)
         except BaseException:
             with suppress(OSError):  # on a full disk closing fails too, for what is still in its buffer

@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 from twin import __version__, files, prompt, prove, runs
 from twin.curate import export, find_sources, need
-from twin.errors import GateError, MachineError, StepError, UsageError
+from twin.errors import GateError, MachineError, StepError, TwinError, UsageError
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.progress import Reporter, release_memory
 from twin.records import Example, Sample, Turn
-from twin.results import Foreseen, Made, Registered, Survival, TrainedRun, Whole
+from twin.results import AppEnv, Foreseen, Made, Registered, Survival, TrainedRun, Whole
 from twin.runs import DatasetPaths, RunPaths
 from twin.settings import Settings
 from twin.steps import Steps
@@ -268,6 +268,7 @@ def register(
     gguf_file: Path | None = None,
     force: bool = False,
     dry_run: bool = False,
+    env: Path | None = None,
 ) -> Registered:
     """GGUF → a model in Ollama whose prompts are proved to be those of training.
 
@@ -279,7 +280,9 @@ def register(
         gguf_file: the file to use, where not the run's first quantization.
         force: replace a model of that name.
         dry_run: check the server and the run, change nothing.
+        env: the app's ``.env``, which is made to name this model; checked first, written last.
     """
+    from twin.app import dotenv
     from twin.ollama.client import OllamaClient
     from twin.ollama.modelfile import model_name, modelfile
     from twin.ollama.register import register as register_live
@@ -288,8 +291,35 @@ def register(
     paths = pick_run(name, adapter, reporter)
     record = runs.read_record(paths)
     client = OllamaClient(settings.ollama.host)
+    foreseen = dotenv.foresee(env, name, client.url) if env else None
     client.version()
     family = prove.family_of(record)
+    file = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
+    parameters = serving_parameters(settings, record["plan"])
+    license_text = f"{record['plan']['license']} (base model {record['base_hub_id']})"
+    if dry_run:
+        return Registered(name, client.url, False, str(paths.root), str(file), {}, foreseen)
+    count = _prompt_counter(record, family, reporter)
+    system = record["system_prompt"]
+    with files.exclusive(paths.root):
+        files.write_text(paths.modelfile, modelfile(file.name, family, system, parameters, license_text))
+        done = register_live(
+            client, name, file, family=family, system=system, parameters=parameters, license_text=license_text,
+            prompt_ids=count, force=force, reporter=reporter,
+        )  # fmt: skip
+        runs.remember_model(paths, done.model, done.host)
+    told = _tell_app(env, name, client.url) if env else None
+    return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks), told)
+
+
+def file_to_serve(
+    paths: RunPaths, gguf_file: Path | None, settings: Settings, reporter: Reporter, dry_run: bool
+) -> Path:
+    """Return the GGUF to serve: the one that was named, else the run's, made where it is missing or out of date.
+
+    Raises:
+        UsageError: the one that was named is not there.
+    """
     quantization = settings.gguf.quantization[0].lower()
     file = gguf_file or paths.gguf(quantization)
     if gguf_file is not None and not file.exists():
@@ -300,23 +330,23 @@ def register(
         if file.exists():
             reporter.say(f"{file} was not made of this adapter: it is made again")
         gguf(paths.root, settings, reporter)
-    parameters = _parameters(settings, record["plan"])
-    license_text = f"{record['plan']['license']} (base model {record['base_hub_id']})"
-    if dry_run:
-        return Registered(name, client.url, False, str(paths.root), str(file), {})
-    count = _prompt_counter(record, family, reporter)
-    system = record["system_prompt"]
-    with files.exclusive(paths.root):
-        files.write_text(paths.modelfile, modelfile(file.name, family, system, parameters, license_text))
-        done = register_live(
-            client, name, file, family=family, system=system, parameters=parameters, license_text=license_text,
-            prompt_ids=count, force=force, reporter=reporter,
-        )  # fmt: skip
-        runs.remember_model(paths, done.model, done.host)
-    return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks))
+    return file
 
 
-def _parameters(settings: Settings, plan: dict[str, Any]) -> dict[str, Any]:
+def _tell_app(env: Path, name: str, url: str) -> AppEnv:
+    """Set the app's ``.env``, once the model passed; what fails now leaves a registered model, and says so."""
+    from twin.app import dotenv
+
+    try:
+        return dotenv.write(env, name, url)
+    except TwinError as error:
+        raise type(error)(
+            f"'{name}' is registered and the app does not know it: {error.message}",
+            f"{error.hint} Then: twin register {name} --force --env '{env}'",
+        ) from None
+
+
+def serving_parameters(settings: Settings, plan: dict[str, Any]) -> dict[str, Any]:
     """Return the parameters of the served model besides its stops; both are always explicit."""
     given = settings.ollama
     num_ctx = given.num_ctx or plan["num_ctx"]
@@ -361,7 +391,7 @@ def gguf_backend(file: Path, settings: Settings) -> Iterator[Backend]:
     from twin.chat import GgufBackend
     from twin.llama import open_gguf
 
-    parameters = _parameters(settings, record["plan"])
+    parameters = serving_parameters(settings, record["plan"])
     with open_gguf(file, num_ctx=parameters["num_ctx"]) as model:
         yield GgufBackend(model, prove.family_of(record), record["system_prompt"], **parameters)
 
@@ -369,16 +399,29 @@ def gguf_backend(file: Path, settings: Settings) -> Iterator[Backend]:
 # ---------------------------------------------------------------- run
 
 
-def foresee(name: str, sources: Sequence[Path], settings: Settings, reporter: Reporter) -> Foreseen:
+def foresee(
+    name: str, sources: Sequence[Path], settings: Settings, reporter: Reporter, env: Path | None = None
+) -> Foreseen:
     """Check what ``run`` needs and count its rows, without writing into the project."""
+    from twin.app import dotenv
+    from twin.ollama.client import resolve_host
+
     paths = runs.run_paths(name)
     found = find_sources(sources)
     preflight(settings, plan_training(settings.train, load_preset(settings.train.preset)), paths.root, reporter)
     need("gguf", "llama_cpp", "gguf")
-    return Foreseen(export(found, settings, reporter, dry_run=True), tuple(Steps(paths, reporter).done))
+    told = dotenv.foresee(env, name, resolve_host(settings.ollama.host)) if env else None
+    return Foreseen(export(found, settings, reporter, dry_run=True), tuple(Steps(paths, reporter).done), told)
 
 
-def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Reporter, force: bool = False) -> Whole:
+def run(
+    name: str,
+    sources: Sequence[Path],
+    settings: Settings,
+    reporter: Reporter,
+    force: bool = False,
+    env: Path | None = None,
+) -> Whole:
     """Do all steps for the run ``name``; each is skipped when what it reads did not change.
 
     A server that does not answer ends the run after the GGUF: ``registered`` is False and ``note`` says what to type.
@@ -389,8 +432,10 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
         settings: of all steps.
         reporter: told of progress.
         force: replace a model of that name that is not, as it stands, the one this run registered.
+        env: the app's ``.env``, which is made to name this model; checked first, written last.
     """
     from twin import basemodel
+    from twin.app import dotenv
     from twin.dataset import rows as dataset_rows
     from twin.ollama.client import OllamaClient
 
@@ -401,11 +446,13 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
     preflight(settings, plan, paths.root, reporter)
     need("gguf", "llama_cpp", "gguf")
     client = OllamaClient(settings.ollama.host)
-    note = ""
+    if env:
+        dotenv.foresee(env, name, client.url)
+    note, told = "", None
     try:
         client.version()
     except MachineError as error:
-        note = f"{error.message} {error.hint}. Then: twin register {name}"
+        note = f"{error.message} {error.hint}. Then: twin register {name}" + (f" --env '{env}'" if env else "")
         reporter.say(f"{error.message} The run will end with the GGUF.")
     data = DatasetPaths(settings.export.output)
     quantization = settings.gguf.quantization[0].lower()
@@ -441,8 +488,9 @@ def run(name: str, sources: Sequence[Path], settings: Settings, reporter: Report
             reporter.say("No conversation is held out, so the twin is not measured.")
         if not note:
             _register_once(steps, paths, client, settings, reporter, force)
+            told = _tell_app(env, name, client.url) if env else None
     survival = files.read_json(paths.likelihood) if measured else {}
-    return Whole(name, paths, steps.seconds, survival, not note, note)
+    return Whole(name, paths, steps.seconds, survival, not note, note, told)
 
 
 def _register_once(

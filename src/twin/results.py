@@ -117,8 +117,25 @@ class Survival:
 
 
 @dataclass(frozen=True, slots=True)
+class AppEnv:
+    """What was set in the app's ``.env``, or would be.
+
+    Args:
+        file: the file itself, where a link led to it.
+        changed: the keys that got another value; empty where it said all of it already.
+        repeated: the keys that stand there more than once: the last one counts.
+        backup: the copy of the old file; None where nothing was written.
+    """
+
+    file: str
+    changed: tuple[str, ...]
+    repeated: tuple[str, ...]
+    backup: str | None
+
+
+@dataclass(frozen=True, slots=True)
 class Registered:
-    """A model that Ollama serves, checked live."""
+    """A model that Ollama serves, checked live; ``env`` is None where no ``.env`` of the app was named."""
 
     model: str
     host: str
@@ -126,6 +143,26 @@ class Registered:
     adapter: str
     gguf: str
     checks: dict[str, str]
+    env: AppEnv | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the object of ``--json``."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """A GGUF for another server than Ollama: what was checked, and what is left to do there, a line each."""
+
+    model: str
+    to: str
+    adapter: str
+    gguf: str
+    system: str
+    parameters: dict[str, Any]
+    stops: list[str]
+    checks: dict[str, str]
+    todo: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of ``--json``."""
@@ -134,19 +171,21 @@ class Registered:
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What ``run`` would do: the rows it would learn from, and which steps were done before."""
+    """What ``run`` would do: the rows it would learn from, which steps were done before, and to the app's ``.env``."""
 
     exported: Exported
     done_before: tuple[str, ...]
+    env: AppEnv | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of ``--json``."""
-        return {"export": self.exported.as_json(), "done_before": list(self.done_before)}
+        env = asdict(self.env) if self.env else None
+        return {"export": self.exported.as_json(), "done_before": list(self.done_before), "env": env}
 
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What ``run`` did; ``survival`` is empty when no conversation is held out."""
+    """What ``run`` did; ``survival`` is empty when no conversation is held out, ``env`` None without an ``.env``."""
 
     name: str
     paths: RunPaths
@@ -154,6 +193,7 @@ class Whole:
     survival: dict[str, Any]
     registered: bool
     note: str
+    env: AppEnv | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of ``--json``; a step's seconds are null when it was skipped."""
@@ -164,6 +204,7 @@ class Whole:
             "likelihood": self.survival,
             "registered": self.registered,
             "note": self.note,
+            "env": asdict(self.env) if self.env else None,
             "peak_rss_bytes": peak_rss_bytes(),
         }
 

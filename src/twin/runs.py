@@ -111,6 +111,11 @@ class RunPaths:
         return self.root / "loss.png"
 
     @property
+    def system_prompt(self) -> Path:
+        """The system prompt as plain text, for servers that have to be sent it."""
+        return self.root / "system.txt"
+
+    @property
     def card(self) -> Path:
         """The model card."""
         return self.root / "README.md"

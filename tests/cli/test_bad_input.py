@@ -22,6 +22,7 @@ from twin import files, runs
 from twin.brain.importers import IMPORTERS
 from twin.ollama.client import OllamaClient
 from twin.ollama.register import PARTIAL
+from twin.presets import preset_text
 
 POSIX = sys.platform != "win32"
 posix_only = pytest.mark.skipif(not POSIX, reason="POSIX signals and limits")
@@ -410,11 +411,13 @@ def test_no_server_to_chat_with(twin):
 def test_a_preset_without_a_template_pair(twin, brain):
     brain()
     assert twin("export", "--person", "Ada").returncode == 0
+    preset = Path("own.toml")
+    preset.write_text(preset_text("smollm2-135m").replace('family = "chatml"', 'family = "phi3x"'))
     before = listing()
-    done = twin("train", "--preset", "phi-3-mini")
+    done = twin("train", "--preset", "own.toml")
     sentence, hint = done.stderr.splitlines()
     assert sentence == (
-        "Error: The template family 'phi3' has no verified pair in this version, so nothing is trained with it."
+        "Error: The template family 'phi3x' has no verified pair in this version, so nothing is trained with it."
     )
     assert hint.startswith("Hint: Families that work: chatml")
     assert hint.endswith("See which preset uses one: twin presets list")
@@ -423,10 +426,12 @@ def test_a_preset_without_a_template_pair(twin, brain):
 
 
 def test_the_three_lines_stop_with_a_reason(twin, brain):
-    """Where a step refuses, the next ones say what is missing; none pretends."""
+    """Where a step refuses, the next ones say what is missing; none pretends. No model hub is reached in tests."""
     brain()
     assert twin("export", "--format", "chatml", "--person", "Ada").returncode == 0
-    assert twin("train", "--preset", "phi-3-mini").returncode == 5
+    done = twin("train", "--preset", "phi-3-mini")
+    assert done.returncode == 3
+    assert "Error: The model hub can't be reached for 'microsoft/Phi-3-mini-4k-instruct'." in done.stderr
     done = twin("register", "chirag-v1")
     assert done.returncode == 2
     assert done.stderr.startswith("Error: There is no finished run in 'adapters'.\n")

@@ -15,7 +15,7 @@ from twin.cli.app import app
 
 HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "llama_cpp", "numpy", "httpx", "sklearn", "fastapi"}
 # Typer brings pydantic in by itself to parse; our modules that build on it stay out.
-OURS = {"twin.pipeline", "twin.settings", "twin.presets"}
+OURS = {"twin.pipeline", "twin.prove", "twin.settings", "twin.presets"}
 PROBE = """
 import sys
 from twin.cli.main import main
@@ -40,11 +40,12 @@ CONTRACT = {
         "--lora-r", "--max-length", "--resume-from", "--backend", "--device", "--seed", "--dry-run",
     },
     "gguf": {"--quantization", "-q", "--output", "--base", "--llama-cpp", "--dry-run"},
-    "register": {"--adapter", "--gguf", "--host", "--force", "--dry-run"},
+    "register": {"--adapter", "--gguf", "--host", "--env", "--to", "--force", "--dry-run"},
+    "check": {"--modelfile", "--base", "--llama-cpp"},
     "chat": {"--message", "--system", "--gguf", "--host"},
     "run": {
         "--person", "--preset", "--model", "--epochs", "--batch-size", "--learning-rate", "--lora-r", "--max-length",
-        "--device", "--quantization", "-q", "--llama-cpp", "--host", "--seed", "--force",
+        "--device", "--quantization", "-q", "--llama-cpp", "--host", "--env", "--seed", "--force",
     },
     "demo": {"--output"},
     "presets list": set(),
@@ -52,7 +53,7 @@ CONTRACT = {
     "presets copy": {"--dry-run"},
 }  # fmt: skip
 LATER = {
-    "check", "eval", "list", "remove", "init", "doctor", "--lora", "--env", "--to", "unsloth",
+    "eval", "list", "remove", "init", "doctor", "--lora", "unsloth",
 }  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def test_a_turn_that_is_left_out(old, new, shape):
 
 def test_what_ollama_does_not_give_a_template():
     chatml = load_family("chatml")
-    assert "the field .Prompt" in refusal(chatml, go="{{ .Prompt }}{{ .Response }}")
+    assert "the field .Date" in refusal(chatml, go="{{ range .Messages }}{{ .Date }}{{ end }}")
     assert "the function 'json'" in refusal(chatml, go="{{ json .Messages }}")
 
 

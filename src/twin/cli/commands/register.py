@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from twin.cli import options
-from twin.cli.console import Output
+from twin.cli.console import Output, env_hint, env_lines
+
+if TYPE_CHECKING:
+    from twin.settings import Settings
 
 NAME = "register"
 HELP = """Register a twin in Ollama and prove on the live server that its prompts are those of training.
@@ -20,7 +24,39 @@ Examples:
   twin register chirag-v1
 
   twin register chirag-v1 --adapter adapters/smollm2-135m --force
+
+  twin register chirag-v1 --env ~/chirag-clone/.env
+
+  twin register chirag-v1 --to llama-server
+
+--env makes the app use the twin: its .env is checked first and set last, with a copy of the old one beside it. The
+address written is the one used here (see --host); an app in a container may need another.
+
+--to llama-server checks the GGUF in llama.cpp's own server, the one at --host or one that it starts for it, and says
+how to run it. --to lmstudio says what LM Studio needs, which was not tried.
 """
+
+
+class Target(StrEnum):
+    """Who can serve a GGUF."""
+
+    OLLAMA = "ollama"
+    LLAMA_SERVER = "llama-server"
+    LMSTUDIO = "lmstudio"
+
+
+def _hand_over(
+    name: str, to: str, settings: Settings, out: Output, adapter: Path | None, gguf: Path | None, host: str | None,
+    dry_run: bool, for_ollama: bool,
+) -> None:  # fmt: skip
+    from twin import handover
+    from twin.errors import UsageError
+
+    if for_ollama:
+        raise UsageError(f"--env and --force belong to Ollama, not to {to}.", f"Type: twin register {name} --to {to}")
+    done = handover.hand_over(name, to, settings, out.reporter(), adapter, gguf, host, dry_run)
+    lines = [f"{done.gguf} for {to}", *(f"  {check}: {what}" for check, what in done.checks.items()), *done.todo]
+    out.result(done.as_json(), [*lines, "Nothing was written (--dry-run)."] if dry_run else lines)
 
 
 def command(
@@ -28,7 +64,9 @@ def command(
     adapter: Annotated[Path | None, typer.Option(help="The run's folder, where not adapters/NAME.")] = None,
     gguf: Annotated[Path | None, typer.Option(help="The GGUF, where not the run's own.")] = None,
     host: options.Host = None,
+    to: Annotated[Target, typer.Option(help="Who serves it: ollama, llama-server or lmstudio.")] = Target.OLLAMA,
     num_ctx: Annotated[int | None, typer.Option(help="Context length in tokens. Default: the preset's")] = None,
+    env: options.Env = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -41,9 +79,13 @@ def command(
 
     out = Output(json, quiet, verbose)
     settings = load_settings(ollama={"host": host, "num_ctx": num_ctx})
-    done = pipeline.register(name, settings, out.reporter(), adapter, gguf, force, dry_run)
+    if to is not Target.OLLAMA:
+        _hand_over(name, to.value, settings, out, adapter, gguf, host, dry_run, env is not None or force)
+        return
+    done = pipeline.register(name, settings, out.reporter(), adapter, gguf, force, dry_run, env)
     lines = [f"{done.model} {'could be' if dry_run else 'is'} served at {done.host}"]
     lines += [f"  {check}: {what}" for check, what in done.checks.items()]
+    lines += env_lines(done.env, dry_run) if done.env else []
     out.result(done.as_json(), [*lines, "Nothing was written (--dry-run)."] if dry_run else lines)
     if not dry_run:
-        out.hint(f"twin chat {name}")
+        out.hint(env_hint(done.env) if done.env else f"twin chat {name}")

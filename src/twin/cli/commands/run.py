@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from twin.cli import options
-from twin.cli.console import Output, few, printable
+from twin.cli.console import Output, env_hint, env_lines, few, printable
 
 if TYPE_CHECKING:
     from twin.results import Whole
@@ -21,6 +21,8 @@ Examples:
   twin run chirag-v1
 
   twin run chirag-v1 ~/chats --person "Ada Byron" --preset smollm2-135m
+
+  twin run chirag-v1 --env ~/chirag-clone/.env
 """
 
 
@@ -40,6 +42,7 @@ def command(
     llama_cpp: options.LlamaCpp = None,
     host: options.Host = None,
     seed: options.Seed = None,
+    env: options.Env = None,
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -62,24 +65,29 @@ def command(
         ollama={"host": host},
     )  # fmt: skip
     if dry_run:
-        seen = pipeline.foresee(name, sources or [], settings, out.reporter())
+        seen = pipeline.foresee(name, sources or [], settings, out.reporter(), env)
         before = ", ".join(seen.done_before) or "none"
         out.result(
             seen.as_json(),
             [
                 f"{seen.exported.train} rows to learn from {seen.exported.person}, {seen.exported.val} held out",
                 f"Steps done before (skipped where nothing changed): {before}",
+                *(env_lines(seen.env, dry_run) if seen.env else []),
                 "Nothing was written (--dry-run).",
             ],
         )
         return
-    done = pipeline.run(name, sources or [], settings, out.reporter(), force)
+    done = pipeline.run(name, sources or [], settings, out.reporter(), force, env)
     show(done, out)
+    if done.env and not json:
+        out.result({}, env_lines(done.env))
+        out.hint(env_hint(done.env))
     if done.note:
         if json:  # the one object says it
             raise typer.Exit(EXIT_MACHINE)
+        register = f"twin register {name}" + (f" --env '{env}'" if env else "")
         raise MachineError(
-            "No Ollama answers, so the twin is made and not registered.", f"ollama serve, then: twin register {name}"
+            "No Ollama answers, so the twin is made and not registered.", f"ollama serve, then: {register}"
         )
 
 
