@@ -9,7 +9,7 @@ What two features need of one another is put together here and nowhere else. Hea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -311,6 +311,7 @@ def register(
     """
     from twin.ollama.client import OllamaClient
     from twin.ollama.modelfile import model_name, modelfile
+    from twin.ollama.register import Meant
     from twin.ollama.register import register as register_live
 
     model_name(name)
@@ -325,22 +326,40 @@ def register(
         raise UsageError(f"There is no GGUF '{file}'.", f"Make one: twin gguf {paths.root}")
     if gguf_file is not None:
         reporter.say(f"{gguf_file} is taken as it is: nothing shows that it was made of this adapter")
-    if gguf_file is None and not dry_run and not runs.gguf_is_current(paths, quantization):
-        if file.exists():
-            reporter.say(f"{file} was not made of this adapter: it is made again")
-        gguf(paths.root, settings, reporter)
+        _open_once(file)
+    sha256 = None
+    if gguf_file is None and not dry_run:
+        with reporter.task(f"Hashing {file.name}"):
+            sha256 = runs.current_gguf(paths, quantization)
+        if sha256 is None:
+            if file.exists():
+                reporter.say(f"{file} was not made of this adapter: it is made again")
+            gguf(paths.root, settings, reporter)
+            sha256 = files.read_json(paths.gguf_record(quantization))["sha256"]
     parameters = _parameters(settings, record["plan"])
-    license_text = f"{record['plan']['license']} (base model {record['base_hub_id']})"
     if dry_run:
         return Registered(name, client.url, False, str(paths.root), str(file), {})
-    count = _prompt_counter(record, family, reporter)
+    need("gguf", "transformers")
+    from twin import basemodel
+    from twin.training.samples import prompt_ids
+
+    base = basemodel.resolve(record["base_model"], reporter)
+    tokenizer = load_tokenizer(base)
+    license_text = f"{record['plan']['license']} (base model {record['base_hub_id']})\n"
+    if text := basemodel.license_text(base, reporter):
+        license_text += f"\n{text}"
     system = record["system_prompt"]
+    meant = Meant(
+        family, system, parameters,
+        prompt_ids=lambda turns: len(prompt_ids(tokenizer, family, turns)),
+        vocabulary=tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))),
+    )  # fmt: skip
     with files.exclusive(paths.root):
-        files.write_text(paths.modelfile, modelfile(file.name, family, system, parameters, license_text))
+        source = file.name if file.parent == paths.root else str(file.absolute())
+        files.write_text(paths.modelfile, modelfile(source, family, system, parameters, license_text))
         done = register_live(
-            client, name, file, family=family, system=system, parameters=parameters, license_text=license_text,
-            prompt_ids=count, force=force, reporter=reporter,
-        )  # fmt: skip
+            client, name, file, meant, license_text=license_text, force=force, reporter=reporter, sha256=sha256
+        )
         runs.remember_model(paths, done.model, done.host)
     return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks))
 
@@ -360,14 +379,13 @@ def _parameters(settings: Settings, plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _prompt_counter(record: dict[str, Any], family: Family, reporter: Reporter) -> Callable[[Sequence[Turn]], int]:
-    """Return a function that counts the ids training would use for a prompt."""
-    need("gguf", "transformers")
-    from twin import basemodel
-    from twin.training.samples import prompt_ids
+def _open_once(file: Path) -> None:
+    """Refuse what is no whole GGUF before gigabytes of it are sent."""
+    need("gguf", "llama_cpp")
+    from twin.llama import open_gguf
 
-    tokenizer = load_tokenizer(basemodel.resolve(record["base_model"], reporter))
-    return lambda turns: len(prompt_ids(tokenizer, family, turns))
+    with open_gguf(file, vocab_only=True):
+        pass
 
 
 # ---------------------------------------------------------------- chat
