@@ -67,7 +67,7 @@ def prompt_counts() -> dict[str, int]:
 
 
 def one_registration(url: str, file: Path, counts: dict[str, int]) -> tuple[dict[str, float], int]:
-    """Register ``file`` as ``twin``; seconds by part, and the largest resident set in bytes, Python and imports in it."""
+    """Register ``file`` as ``twin``; seconds by part, and the largest resident set in bytes."""
     timer = Timer()
     meant = Meant(FAMILY, SYSTEM, PARAMETERS, lambda turns: counts[render(FAMILY, turns)], ())
     started = time.perf_counter()

@@ -16,12 +16,7 @@ from gguf import GGUFReader, GGUFValueType, GGUFWriter
 TEMPLATE = "tokenizer.chat_template"
 TOKENS = "tokenizer.ggml.tokens"
 # As models ship it that can call tools: one look at `tools`, and Ollama from 0.30 on renders it for every request.
-STOCK_JINJA = (
-    "{%- if tools %}\n    {{- '<|im_start|>system\\n# Tools\\n' + (tools | tojson) + '<|im_end|>\\n' }}\n{%- endif %}\n"
-    "{%- for message in messages %}\n"
-    "    {{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}\n{%- endfor %}\n"
-    "{%- if add_generation_prompt %}\n    {{- '<|im_start|>assistant\\n' }}\n{%- endif %}"
-)
+STOCK_JINJA = (Path(__file__).parent / "ollama" / "stock.jinja").read_text("utf-8")
 _FEED_FORWARD = ("ffn_gate.weight", "ffn_up.weight", "ffn_down.weight")
 
 

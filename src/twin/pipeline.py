@@ -384,8 +384,13 @@ def _open_once(file: Path) -> None:
     need("gguf", "llama_cpp")
     from twin.llama import open_gguf
 
-    with open_gguf(file, vocab_only=True):
-        pass
+    try:
+        with open_gguf(file, vocab_only=True):
+            pass
+    except StepError:
+        raise UsageError(
+            f"'{file}' is no whole GGUF.", "It may be cut short: copy it again, or make it anew: twin gguf"
+        ) from None
 
 
 # ---------------------------------------------------------------- chat

@@ -36,8 +36,9 @@ def exchanges(folder: Path) -> Iterator[list[str]]:
     texts = []
     for language in sorted(path for path in folder.iterdir() if path.is_dir()):
         files = [yaml.safe_load(file.read_text("utf-8")) for file in sorted(language.glob("*.yml"))]
-        said = [talk for file in files for talk in file["conversations"] if len(talk) > 1]
-        texts.append(iter([[str(one) for one in talk] for talk in said]))
+        said = [[str(one) for one in talk] for file in files for talk in file["conversations"] if len(talk) > 1]
+        # Short ones: a letter of some scripts is three ids, and each prompt is computed.
+        texts.append(iter([talk for talk in said if len("".join(talk)) < 120]))
     while texts:
         for one in list(texts):
             if (talk := next(one, None)) is None:

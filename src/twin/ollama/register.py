@@ -210,12 +210,12 @@ def check_live(client: OllamaClient, name: str, meant: Meant, reporter: Reporter
         MachineError, StepError: see ``twin.ollama.client``.
     """
     shown = client.show(name, whole=True)
-    checks = _check_settings(shown, meant)
+    checks = check_settings(shown, meant)
     checks |= _check_vocabulary(shown, meant)
-    return checks | _check_prompts(client, name, meant, reporter)
+    return checks | check_prompts(client, name, meant, reporter)
 
 
-def _check_settings(shown: Mapping[str, Any], meant: Meant) -> dict[str, str]:
+def check_settings(shown: Mapping[str, Any], meant: Meant) -> dict[str, str]:
     family, system = meant.family, meant.system
     template, its_system = str(shown.get("template", "")), str(shown.get("system", ""))
     if template != family.go:
@@ -267,7 +267,7 @@ def _check_vocabulary(shown: Mapping[str, Any], meant: Meant) -> dict[str, str]:
     return {"vocabulary": f"{len(meant.vocabulary)} tokens, those of training"}
 
 
-def _check_prompts(client: OllamaClient, name: str, meant: Meant, reporter: Reporter) -> dict[str, str]:
+def check_prompts(client: OllamaClient, name: str, meant: Meant, reporter: Reporter) -> dict[str, str]:
     shapes = live_shapes(meant.system)
     room = meant.parameters.get("num_ctx")
     counts = []
