@@ -78,7 +78,8 @@ def live_shapes(system: str) -> list[Shape]:
         Shape("a system prompt of the request", (other, user), (other, user)),
         Shape("several turns", (user, reply, again), (*own, user, reply, again), counted=True),
         Shape("several turns under a system prompt", (other, user, reply, again), (other, user, reply, again)),
-        Shape("unusual characters", odd, (*own, *odd), counted=True),
+        Shape("unusual characters", odd[:1], (*own, *odd[:1]), counted=True),
+        Shape("unusual characters in every turn", odd, (*own, *odd)),
         Shape("a system prompt of unusual characters", (Turn("system", _ODD), user), (Turn("system", _ODD), user)),
         Shape("two messages of one role", (user, again), (*own, Turn("user", f"{user.content}\n\n{again.content}"))),
     ]
@@ -216,6 +217,7 @@ def check_live(client: OllamaClient, name: str, meant: Meant, reporter: Reporter
 
 
 def check_settings(shown: Mapping[str, Any], meant: Meant) -> dict[str, str]:
+    """Compare the template, system prompt and parameters that ``/api/show`` tells; raises as ``check_live``."""
     family, system = meant.family, meant.system
     template, its_system = str(shown.get("template", "")), str(shown.get("system", ""))
     if template != family.go:
@@ -268,6 +270,7 @@ def _check_vocabulary(shown: Mapping[str, Any], meant: Meant) -> dict[str, str]:
 
 
 def check_prompts(client: OllamaClient, name: str, meant: Meant, reporter: Reporter) -> dict[str, str]:
+    """Compare the prompts that the server renders and the numbers of ids that it counts; raises as ``check_live``."""
     shapes = live_shapes(meant.system)
     room = meant.parameters.get("num_ctx")
     counts = []
