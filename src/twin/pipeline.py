@@ -9,7 +9,7 @@ What two features need of one another is put together here and nowhere else. Hea
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -21,7 +21,7 @@ from twin.curate import export, find_sources, need
 from twin.errors import GateError, MachineError, StepError, TwinError, UsageError
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.progress import Reporter, release_memory
-from twin.records import Example, Sample, Turn
+from twin.records import Example, Sample
 from twin.results import AppEnv, Foreseen, Made, Registered, Survival, TrainedRun, Whole
 from twin.runs import DatasetPaths, RunPaths
 from twin.settings import Settings
@@ -285,6 +285,7 @@ def register(
     from twin.app import dotenv
     from twin.ollama.client import OllamaClient
     from twin.ollama.modelfile import model_name, modelfile
+    from twin.ollama.register import Meant
     from twin.ollama.register import register as register_live
 
     model_name(name)
@@ -294,19 +295,32 @@ def register(
     foreseen = dotenv.foresee(env, name, client.url) if env else None
     client.version()
     family = prove.family_of(record)
-    file = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
+    file, sha256 = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
     parameters = serving_parameters(settings, record["plan"])
-    license_text = f"{record['plan']['license']} (base model {record['base_hub_id']})"
     if dry_run:
         return Registered(name, client.url, False, str(paths.root), str(file), {}, foreseen)
-    count = _prompt_counter(record, family, reporter)
+    need("gguf", "transformers")
+    from twin import basemodel
+    from twin.training.samples import prompt_ids
+    from twin.training.tokenizer import load_tokenizer
+
+    base = basemodel.resolve(record["base_model"], reporter)
+    tokenizer = load_tokenizer(base.folder)
+    license_text = f"{record['plan']['license']} (base model {record['base_hub_id']})\n"
+    if text := basemodel.license_text(base, reporter):
+        license_text += f"\n{text}"
     system = record["system_prompt"]
+    meant = Meant(
+        family, system, parameters,
+        prompt_ids=lambda turns: len(prompt_ids(tokenizer, family, turns)),
+        vocabulary=tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))),
+    )  # fmt: skip
     with files.exclusive(paths.root):
-        files.write_text(paths.modelfile, modelfile(file.name, family, system, parameters, license_text))
+        source = file.name if file.parent == paths.root else str(file.absolute())
+        files.write_text(paths.modelfile, modelfile(source, family, system, parameters, license_text))
         done = register_live(
-            client, name, file, family=family, system=system, parameters=parameters, license_text=license_text,
-            prompt_ids=count, force=force, reporter=reporter,
-        )  # fmt: skip
+            client, name, file, meant, license_text=license_text, force=force, reporter=reporter, sha256=sha256
+        )
         runs.remember_model(paths, done.model, done.host)
     told = _tell_app(env, name, client.url) if env else None
     return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks), told)
@@ -314,8 +328,10 @@ def register(
 
 def file_to_serve(
     paths: RunPaths, gguf_file: Path | None, settings: Settings, reporter: Reporter, dry_run: bool
-) -> Path:
-    """Return the GGUF to serve: the one that was named, else the run's, made where it is missing or out of date.
+) -> tuple[Path, str | None]:
+    """Return the GGUF to serve, and its SHA-256 where it had to be read: the one that was named, else the run's.
+
+    The run's own is made where it is missing or of an older adapter.
 
     Raises:
         UsageError: the one that was named is not there.
@@ -326,11 +342,17 @@ def file_to_serve(
         raise UsageError(f"There is no GGUF '{file}'.", f"Make one: twin gguf {paths.root}")
     if gguf_file is not None:
         reporter.say(f"{gguf_file} is taken as it is: nothing shows that it was made of this adapter")
-    if gguf_file is None and not dry_run and not runs.gguf_is_current(paths, quantization):
-        if file.exists():
-            reporter.say(f"{file} was not made of this adapter: it is made again")
-        gguf(paths.root, settings, reporter)
-    return file
+        _open_once(file)
+    sha256 = None
+    if gguf_file is None and not dry_run:
+        with reporter.task(f"Hashing {file.name}"):
+            sha256 = runs.current_gguf(paths, quantization)
+        if sha256 is None:
+            if file.exists():
+                reporter.say(f"{file} was not made of this adapter: it is made again")
+            gguf(paths.root, settings, reporter)
+            sha256 = files.read_json(paths.gguf_record(quantization))["sha256"]
+    return file, sha256
 
 
 def _tell_app(env: Path, name: str, url: str) -> AppEnv:
@@ -361,13 +383,18 @@ def serving_parameters(settings: Settings, plan: dict[str, Any]) -> dict[str, An
     }
 
 
-def _prompt_counter(record: dict[str, Any], family: Family, reporter: Reporter) -> Callable[[Sequence[Turn]], int]:
-    """Return a function that counts the ids training would use for a prompt."""
-    need("gguf", "transformers")
-    from twin import basemodel
+def _open_once(file: Path) -> None:
+    """Refuse what is no whole GGUF before gigabytes of it are sent."""
+    need("gguf", "llama_cpp")
+    from twin.llama import open_gguf
 
-    ids = prove.training_ids(basemodel.resolve(record["base_model"], reporter), family)
-    return lambda turns: len(ids(turns))
+    try:
+        with open_gguf(file, vocab_only=True):
+            pass
+    except StepError:
+        raise UsageError(
+            f"'{file}' is no whole GGUF.", "It may be cut short: copy it again, or make it anew: twin gguf"
+        ) from None
 
 
 # ---------------------------------------------------------------- chat

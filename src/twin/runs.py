@@ -324,10 +324,13 @@ def adapter_digests(paths: RunPaths) -> dict[str, str]:
     return {path.name: file_digest(path) for path in (paths.adapter_config, paths.adapter_weights)}
 
 
-def gguf_is_current(paths: RunPaths, quantization: str) -> bool:
-    """Say whether the run's GGUF is there and was made of the adapter that is there now."""
+def current_gguf(paths: RunPaths, quantization: str) -> str | None:
+    """Return the SHA-256 of the run's GGUF when it is there and was made of the adapter that is there now."""
     file, beside = paths.gguf(quantization), paths.gguf_record(quantization)
     if not (file.is_file() and beside.is_file()):
-        return False
+        return None
     made = read_json(beside)
-    return made.get("adapter") == adapter_digests(paths) and made.get("sha256") == file_digest(file)
+    if made.get("adapter") != adapter_digests(paths):
+        return None
+    sha256 = file_digest(file)
+    return sha256 if made.get("sha256") == sha256 else None

@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
+import signal
 import socket
+import ssl
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import orjson
 import pytest
@@ -15,6 +21,7 @@ from pytest_httpserver import HTTPServer
 from werkzeug import Request, Response
 
 from tests.ollama.conftest import Recorder
+from tests.servers import ollama_server
 from tests.sockets import sockets
 from twin.errors import MachineError, StepError, TwinError, UsageError
 from twin.ollama import client as client_module
@@ -162,7 +169,7 @@ def test_no_server(call: str) -> None:
     assert caught.value.hint == "Start it: ollama serve (or install it from https://ollama.com/download)"
 
 
-@pytest.mark.parametrize("code", [301, 400, 401, 403, 404, 500, 503])
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 500, 503])
 @pytest.mark.parametrize("call", sorted(CALLS.keys() - {"exists", "has_blob"}))
 def test_a_refusal_carries_the_servers_words(
     httpserver: HTTPServer, client: OllamaClient, call: str, code: int
@@ -175,12 +182,98 @@ def test_a_refusal_carries_the_servers_words(
 
 
 def test_refusals_have_their_own_hints(httpserver: HTTPServer, client: OllamaClient) -> None:
-    for code, words in ((401, "login"), (403, "login"), (404, "ollama list"), (302, "--host"), (500, "log")):
+    for code, words in ((401, "login"), (403, "login"), (404, "ollama list"), (500, "log")):
         httpserver.clear()
         answer_all(httpserver, b"", code)
         with pytest.raises(StepError) as caught:
             client.show("me")
         assert words in caught.value.hint
+
+
+@pytest.mark.parametrize("call", sorted(CALLS))
+def test_a_server_that_sends_on(httpserver: HTTPServer, client: OllamaClient, call: str) -> None:
+    there = Response(status=307, headers={"Location": "https://ollama.example.org/api\u001b"})
+    httpserver.expect_request(re.compile(".*")).respond_with_response(there)
+    with pytest.raises(StepError) as caught:
+        CALLS[call](client)
+    assert "sends on to 'https://ollama.example.org/api" in caught.value.message
+    assert caught.value.message.endswith("; nothing is sent there.")
+    assert caught.value.hint == "If that is your Ollama, name its address with --host."
+    assert len(httpserver.log) == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "write /models/blobs/sha256-1: no space left on device",
+        "write C:\\models: There is not enough space on the disk.",
+        "disk quota exceeded",
+        "write /models/blobs/sha256-1: file too large",
+    ],
+)
+@pytest.mark.parametrize("code", [500, 200])
+def test_a_full_disk_of_the_server(httpserver: HTTPServer, client: OllamaClient, words: str, code: int) -> None:
+    answer_all(httpserver, ndjson({"error": words}), code)
+    with pytest.raises(MachineError) as caught:
+        client.create("me", {}, Silent())
+    assert caught.value.message.endswith(f": {words}")
+    assert caught.value.hint.startswith("Free some space where Ollama keeps its models (OLLAMA_MODELS)")
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> Iterator[ssl.SSLContext]:
+    """A certificate that nobody signed."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificate")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-keyout",
+         "key.pem", "-out", "cert.pem", "-days", "2", "-subj", "/CN=localhost",
+         "-addext", "subjectAltName=DNS:localhost"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(tmp_path / "cert.pem", tmp_path / "key.pem")
+    yield context
+
+
+def test_a_certificate_that_nobody_signed(
+    certificate: ssl.SSLContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HTTPServer(host="localhost", ssl_context=certificate) as server:
+        url = server.url_for("").rstrip("/")
+        server.expect_request("/api/version").respond_with_json({"version": "0.33.0"})
+        with OllamaClient(url) as client, pytest.raises(MachineError) as caught:
+            client.version()
+        assert caught.value.message == f"The certificate of {url} is not one that this machine trusts."
+        assert caught.value.hint == "Check the address. For a certificate of your own: export SSL_CERT_FILE=FILE"
+        monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "cert.pem"))
+        with OllamaClient(url) as client:
+            assert client.version() == "0.33.0"
+
+
+def test_https_where_none_is_spoken(httpserver: HTTPServer) -> None:
+    url = httpserver.url_for("").rstrip("/").replace("http://", "https://")
+    with OllamaClient(url) as client, pytest.raises(MachineError) as caught:
+        client.version()
+    assert caught.value.message == f"What listens at {url} does not speak https."
+    assert caught.value.hint == "Check the port, or try it with http://"
+
+
+@pytest.mark.parametrize("version", ["0.0.0", "0.11.5", "0.33.0-rc1", "1.2.3", "my own"])
+def test_versions_that_are_asked_more(httpserver: HTTPServer, client: OllamaClient, version: str) -> None:
+    answer_all(httpserver, orjson.dumps({"version": version}))
+    assert client.version() == version
+
+
+@pytest.mark.parametrize("version", ["0.11.4", "0.3.12", "0.1.0-rc2"])
+def test_a_version_that_shows_no_prompts(httpserver: HTTPServer, client: OllamaClient, version: str) -> None:
+    answer_all(httpserver, orjson.dumps({"version": version}))
+    with pytest.raises(MachineError) as caught:
+        client.version()
+    assert caught.value.message == (
+        f"Ollama at {client.url} is {version}: it does not show the prompts that it renders, so they can't be checked."
+    )
+    assert caught.value.hint == "Update Ollama to 0.11.5 or newer: https://ollama.com/download"
 
 
 def test_a_long_refusal_is_cut(httpserver: HTTPServer, client: OllamaClient) -> None:
@@ -215,7 +308,6 @@ def test_an_empty_answer(httpserver: HTTPServer, client: OllamaClient, call: str
     ("call", "body"),
     [
         ("version", b'{"version": 3}'),
-        ("render", b'{"_debug_info": []}'),
         ("chat", b'{"message": {"content": 7}}'),
         ("chat", b'{"message": "hi"}'),
     ],
@@ -374,10 +466,12 @@ def test_a_name_is_free_only_when_ollama_says_so(
         client.exists("me")
 
 
-def test_a_server_that_shows_no_prompts(httpserver: HTTPServer, client: OllamaClient) -> None:
-    answer_all(httpserver, b'{"message": {"content": "a reply"}, "done": true}')
-    with pytest.raises(StepError, match="does not show the prompts"):
+@pytest.mark.parametrize("body", [b'{"message": {"content": "a reply"}, "done": true}', b'{"_debug_info": []}'])
+def test_a_server_that_shows_no_prompts(httpserver: HTTPServer, client: OllamaClient, body: bytes) -> None:
+    answer_all(httpserver, body)
+    with pytest.raises(MachineError, match="does not show the prompts") as caught:
         client.render("me", HI)
+    assert "0.11.5 or newer" in caught.value.hint
 
 
 # --- blobs ----------------------------------------------------------------------------------------------------------
@@ -459,6 +553,16 @@ def test_a_reset_upload_fails_when_the_blob_is_not_there(blob: Path) -> None:
     assert heads == []
 
 
+def test_a_server_that_is_gone_after_a_cut_upload(blob: Path) -> None:
+    heads = [b"404 Not Found"]
+    with (
+        resetting_server(heads) as address,  # a second HEAD finds nothing to pop, and so no answer
+        OllamaClient(address) as client,
+        pytest.raises(StepError, match=r"broke while asked to take model-q8_0\.gguf"),
+    ):
+        client.upload_blob(blob, "sha256:00", Silent())
+
+
 def test_a_file_that_is_not_there(httpserver: HTTPServer, client: OllamaClient, tmp_path: Path) -> None:
     answer_all(httpserver, b"", 404)
     with pytest.raises(UsageError, match="does not exist"):
@@ -506,6 +610,61 @@ def test_a_real_server_that_came_by_the_blob_meanwhile(
         assert asked[0] == "POST"
         assert next(answers, None) is None
         assert ask(digest)
+
+
+@pytest.mark.ollama
+def test_a_real_server_that_dies_in_the_middle_of_an_upload(ollama_binary: str, tmp_path: Path) -> None:
+    big = tmp_path / "big.gguf"
+    big.write_bytes(b"\x01" * 50_000_000)
+    digest = "sha256:" + hashlib.sha256(big.read_bytes()).hexdigest()
+
+    class Killer(Recorder):
+        """Ends the server when a part of the file is sent."""
+
+        def task(self, title: str, total: float | None = None) -> Any:
+            task = super().task(title, total)
+            tell = task.advance
+
+            def advance(amount: float = 1, note: str = "") -> None:
+                tell(amount, note)
+                if self.done[title] > 5_000_000:
+                    server.process.kill()
+                    server.process.wait()
+
+            task.advance = advance
+            return task
+
+    with ollama_server(ollama_binary, tmp_path / "server") as server:
+        with (
+            OllamaClient(server.url) as client,
+            pytest.raises(StepError, match=r"broke while asked to take big\.gguf") as caught,
+        ):
+            client.upload_blob(big, digest, Killer())
+        assert "run the same command again" in caught.value.hint
+    with ollama_server(ollama_binary, tmp_path / "server") as server, OllamaClient(server.url) as client:
+        assert not client.has_blob(digest)
+        client.upload_blob(big, digest, Silent())
+        assert client.has_blob(digest)
+
+
+@pytest.mark.ollama
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_real_server_whose_disk_is_full(ollama_binary: str, tmp_path: Path) -> None:
+    import resource
+
+    big = tmp_path / "big.gguf"
+    big.write_bytes(b"\x01" * 20_000_000)
+    digest = "sha256:" + hashlib.sha256(big.read_bytes()).hexdigest()
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, 5_000_000))
+
+    with ollama_server(ollama_binary, tmp_path / "server", limit) as server, OllamaClient(server.url) as client:
+        with pytest.raises(MachineError, match=r"could not take big\.gguf \(500\): .*file too large") as caught:
+            client.upload_blob(big, digest, Silent())
+        assert "OLLAMA_MODELS" in caught.value.hint
+        assert not client.has_blob(digest)
 
 
 @pytest.mark.ollama

@@ -14,14 +14,18 @@ import orjson
 import pytest
 from pytest_httpserver import HTTPServer
 
+from tests.gguf_variants import STOCK_JINJA, TEMPLATE, TOKENS, metadata, write_variant
 from tests.ollama.conftest import Recorder
 from twin.errors import GateError, StepError, TwinError, UsageError
+from twin.llama import open_gguf
 from twin.ollama.client import OllamaClient
 from twin.ollama.modelfile import model_name
 from twin.ollama.register import (
     PARTIAL,
+    Meant,
     Registration,
     _sweep,
+    check_live,
     first_difference,
     live_shapes,
     partial_name,
@@ -91,6 +95,21 @@ def test_the_shapes_put_the_models_own_system_first_unless_one_leads() -> None:
     assert {shape.meant[0].role for shape in live_shapes("")} == {"user", "system"}
 
 
+@pytest.mark.parametrize(
+    "other",
+    ["gpt-2", "llama-bpe", "qwen2", "deepseek-llm", "falcon", "mpt", "olmo", "dbrx", "tekken", "gpt-4o", "viking",
+     "bloom", "llama4", "chatglm-bpe", "superbpe"],
+)  # fmt: skip
+def test_another_pre_tokenizer_makes_another_number_of_ids(gguf: Path, tmp_path: Path, other: str) -> None:
+    """The server tells the number of a prompt's ids alone, so the counted prompts must differ in it."""
+    counts = []
+    for pre in (metadata(gguf)["tokenizer.ggml.pre"], other):
+        file = write_variant(gguf, tmp_path / f"{pre}.gguf", {"tokenizer.ggml.pre": pre}, vocabulary_only=True)
+        with open_gguf(file, vocab_only=True) as model:
+            counts.append([len(model.ids(render(FAMILY, one.meant))) for one in live_shapes(SYSTEM) if one.counted])
+    assert counts[0] != counts[1]
+
+
 # --- a server that can't be right -----------------------------------------------------------------------------------
 
 
@@ -122,16 +141,15 @@ def run(
     family: Family = FAMILY,
     force: bool = False,
     reporter: Reporter | None = None,
+    parameters: Mapping[str, Any] = PARAMETERS,
+    vocabulary: Sequence[str | None] = (),
 ) -> Registration:
     return register(
         client,
         name,
         gguf,
-        family=family,
-        system=SYSTEM,
-        parameters=PARAMETERS,
+        Meant(family, SYSTEM, parameters, count, vocabulary),
         license_text="Apache 2.0\n",
-        prompt_ids=count,
         force=force,
         reporter=reporter or Silent(),
     )
@@ -152,19 +170,25 @@ def count(tokenizer: Any) -> Count:
 
 
 @pytest.fixture(scope="module")
-def registered(ollama: str, gguf: Path, count: Count) -> tuple[Registration, Recorder]:
+def vocabulary(tokenizer: Any) -> list[str]:
+    tokens: list[str] = tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))
+    return tokens
+
+
+@pytest.fixture(scope="module")
+def registered(ollama: str, gguf: Path, count: Count, vocabulary: list[str]) -> tuple[Registration, Recorder]:
     recorder = Recorder()
     with OllamaClient(ollama) as client:
-        return run(client, gguf, count, reporter=recorder), recorder
+        return run(client, gguf, count, reporter=recorder, vocabulary=vocabulary), recorder
 
 
 @pytest.fixture
 def client(ollama: str, registered: object) -> Iterator[Meddling]:
     """A server that has an older model 'me', which every test must leave as it was, and nothing temporary."""
     with Meddling(ollama) as made:
-        before = made.show("me")
+        before = made.show("me"), made.digest("me")
         yield made
-        after = made.show("me")
+        after = made.show("me"), made.digest("me")
         assert after == before
         assert not any(PARTIAL in name for name in made.models())
 
@@ -173,7 +197,15 @@ def client(ollama: str, registered: object) -> Iterator[Meddling]:
 def test_a_model_that_passes(ollama: str, registered: tuple[Registration, Recorder]) -> None:
     registration, recorder = registered
     assert (registration.model, registration.host, registration.created) == ("me", ollama, True)
-    assert registration.checks.keys() == {"ollama", "template", "system", "parameters", "rendering", "prompt ids"}
+    assert registration.checks.keys() == {
+        "ollama",
+        "template",
+        "system",
+        "parameters",
+        "vocabulary",
+        "rendering",
+        "prompt ids",
+    }
     assert recorder.done["Checking the live model"] == len(live_shapes(SYSTEM))
     assert recorder.said[-1].startswith(f"Ollama serves me at {ollama}")
     with OllamaClient(ollama) as client:
@@ -201,7 +233,13 @@ def test_a_name_in_use_needs_force(client: Meddling, gguf: Path, count: Count) -
             {"template": FAMILY.go.replace('"<|im_start|>"', '"<|im_Start|>"', 1)},
             r"uses another one \(byte \d+: ours «.*im_start.*», Ollama's «.*im_Start.*»\)",
         ),
-        ({"parameters": PARAMETERS}, "'stop' should be '<|im_end|>' and Ollama has nothing"),
+        *[
+            (
+                {"parameters": {**PARAMETERS, "stop": [one for one in FAMILY.stops if one != stop]}},
+                f"'stop' should be .*{re.escape(stop)}.* and Ollama has nothing",
+            )
+            for stop in FAMILY.stops
+        ],
         ({"parameters": {**PARAMETERS, "stop": ["<|im_end|>", "User:"]}}, "'stop' should be .*User:"),
         ({"parameters": {"stop": FAMILY.stops, "temperature": 0.7}}, "'num_ctx' should be 2048 and Ollama has nothing"),
         ({"parameters": {"stop": FAMILY.stops, **PARAMETERS, "top_k": 3}}, "'top_k' should be nothing"),
@@ -242,23 +280,106 @@ def test_other_ids_are_named(client: Meddling, gguf: Path, count: Count) -> None
         run(client, gguf, lambda turns: count(turns) + 1, force=True)
     assert "BOS" in caught.value.hint
     # Another tokenizer may agree on plain text: the unusual characters are there for that.
-    odd = live_shapes(SYSTEM)[4].meant
+    odd = next(shape.meant for shape in live_shapes(SYSTEM) if shape.name == "unusual characters")
     with pytest.raises(GateError, match="For unusual characters Ollama gives"):
         run(client, gguf, lambda turns: count(turns) - (tuple(turns) == odd), force=True)
 
 
+# Every byte is served as it was trained and one thing in the file is not: the name that it is refused by.
+BROKEN: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], str]] = {
+    "tools in the Jinja": (
+        lambda old: {TEMPLATE: STOCK_JINJA},
+        r"uses another one, the Jinja inside the GGUF \(byte 1: ours «\{\{ range .*», Ollama's «\{%- if tools",
+    ),
+    "thinking in the Jinja": (
+        lambda old: {TEMPLATE: old[TEMPLATE] + "{# <think> </think> #}"},
+        "uses another one, the Jinja inside the GGUF",
+    ),
+    "BOS added": (
+        lambda old: {"tokenizer.ggml.add_bos_token": True},
+        r"For a user's message Ollama gives the model (\d+) ids and training gave it \d+\.",
+    ),
+    "another pre-tokenizer": (
+        lambda old: {"tokenizer.ggml.pre": "gpt-2"},
+        r"Ollama gives the model \d+ ids and training gave it \d+\.",
+    ),
+    "two tokens swapped": (
+        lambda old: {TOKENS: swapped(old[TOKENS], "Ġthe", "Ġof")},
+        r"Token \d+ of training is 'Ġ(the|of)' and Ollama's model has 'Ġ(the|of)' there\.",
+    ),
+    "a vocabulary with a hole": (
+        lambda old: {TOKENS: ["<hole>" if token == "Ġagain" else token for token in old[TOKENS]]},
+        r"Token \d+ of training is 'Ġagain' and Ollama's model has '<hole>' there\.",
+    ),
+}
+
+
+def swapped(tokens: Sequence[str], one: str, other: str) -> list[str]:
+    return [{one: other, other: one}.get(token, token) for token in tokens]
+
+
 @pytest.mark.ollama
-def test_a_gguf_whose_own_jinja_would_be_used_is_named(
-    client: Meddling, gguf: Path, count: Count, tmp_path: Path
+@pytest.mark.parametrize("what", BROKEN)
+def test_a_gguf_that_would_be_asked_otherwise_is_named(
+    client: Meddling, gguf: Path, count: Count, vocabulary: list[str], tmp_path: Path, what: str
 ) -> None:
-    data = gguf.read_bytes()
-    words = b"You are a helpful AI assistant named SmolLM, trained by Hugging Face"
-    at = data.index(words)
-    native = tmp_path / "native.gguf"
-    native.write_bytes(data[:at] + b"Here are your tools: ".ljust(len(words), b".") + data[at + len(words) :])
-    with pytest.raises(GateError, match="uses another one, the Jinja inside the GGUF") as caught:
-        run(client, native, count, force=True)
-    assert "mentions tools" in caught.value.hint
+    change, words = BROKEN[what]
+    broken = write_variant(gguf, tmp_path / "broken.gguf", change(metadata(gguf)))
+    with pytest.raises(GateError, match=words) as caught:
+        run(client, broken, count, force=True, vocabulary=vocabulary)
+    assert caught.value.exit_code == 5
+    assert "twin gguf" in caught.value.hint
+
+
+@pytest.mark.ollama
+def test_a_bos_that_the_template_writes_too_is_named(
+    client: Meddling, gguf: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    """The pair renders two equal texts, and the server puts one more BOS before them."""
+    bos = "<|endoftext|>"
+    family = FAMILY.model_copy(
+        update={"go": f'{{{{ "{bos}" }}}}{FAMILY.go}', "jinja": f'{{{{ "{bos}" }}}}{FAMILY.jinja}'}
+    )
+    doubled = {"tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.bos_token_id": 0}
+    with pytest.raises(GateError, match=r"Ollama gives the model (\d+) ids and training gave it (\d+)") as caught:
+        run(
+            client,
+            write_variant(gguf, tmp_path / "doubled.gguf", doubled),
+            lambda turns: len(tokenizer.encode(render(family, turns), add_special_tokens=False)),
+            family=family,
+            force=True,
+        )
+    got, wanted = re.findall(r"\d+", caught.value.message)
+    assert int(got) == int(wanted) + 1
+    assert "BOS twice" in caught.value.hint
+
+
+@pytest.mark.ollama
+def test_a_context_shorter_than_the_prompt_is_named(client: Meddling, gguf: Path, count: Count) -> None:
+    with pytest.raises(GateError, match=r"the prompt is \d+ ids and num_ctx is 64: Ollama would cut it") as caught:
+        run(client, gguf, count, force=True, parameters={**PARAMETERS, "num_ctx": 64})
+    assert "--num-ctx" in caught.value.hint
+    # Were our count of ids wrong as well, the cut itself is seen.
+    with pytest.raises(GateError, match=r"For .* Ollama"):
+        run(client, gguf, lambda turns: 1, force=True, parameters={**PARAMETERS, "num_ctx": 64})
+
+
+@pytest.mark.ollama
+def test_each_byte_of_the_template_counts(client: Meddling) -> None:
+    """The model on the server is created again with one byte of its template changed, where that is one."""
+    meant = Meant(FAMILY, SYSTEM, PARAMETERS, lambda turns: 0, ())
+    named = 0
+    for at, byte in enumerate(FAMILY.go):
+        changed = FAMILY.go[:at] + ("x" if byte != "x" else "y") + FAMILY.go[at + 1 :]
+        try:
+            client.create("mutant", {"from": "me", "template": changed}, Silent())
+        except StepError:
+            continue
+        with pytest.raises(GateError, match=rf"uses another one \(byte {at}: "):
+            check_live(client, "mutant", meant, Silent())
+        named += 1
+    client.delete("mutant")
+    assert named > 60
 
 
 @pytest.mark.ollama

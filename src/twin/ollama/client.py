@@ -11,7 +11,7 @@ import ipaddress
 import os
 import re
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from twin.progress import Reporter
 from twin.records import Turn
 
 DEFAULT_HOST = "127.0.0.1:11434"
+OLDEST = (0, 11, 5)  # the first that shows the prompt which it renders (``_debug_render_only`` in its api/types.go)
 CONNECT_SECONDS = 5.0
 VERSION_SECONDS = 10.0
 MAX_BODY_BYTES = 32 << 20
@@ -35,6 +36,8 @@ MAX_ERROR_BYTES = 64 << 10
 MAX_ERROR_CHARS = 300
 CHUNK_BYTES = 1 << 20
 
+# What Linux, macOS and Windows call a disk without room, a quota and a file that grew too large, as Go prints them.
+_NO_SPACE = ("no space left", "not enough space", "quota exceeded", "file too large")
 _PORTS = {"http": 80, "https": 443}
 _HOST_NAME = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]{0,252})")
 
@@ -160,6 +163,7 @@ class OllamaClient:
             headers={"Accept-Encoding": "identity"},  # what is read is then what is counted against the bounds
             # httpx would send even 127.0.0.1 through HTTP_PROXY; Ollama's own client does not.
             trust_env=not is_loopback(httpx.URL(self.url).host),
+            verify=httpx.create_ssl_context(),  # SSL_CERT_FILE counts for this machine too
         )
 
     def __enter__(self) -> Self:
@@ -210,7 +214,16 @@ class OllamaClient:
                 if response.status_code not in accept:
                     raise self._refusal(response, doing)
                 yield response
-        except (httpx.ConnectError, httpx.ConnectTimeout):
+        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
+            if "CERTIFICATE" in str(error).upper():
+                raise MachineError(
+                    f"The certificate of {self.url} is not one that this machine trusts.",
+                    "Check the address. For a certificate of your own: export SSL_CERT_FILE=FILE",
+                ) from None
+            if "SSL" in str(error).upper():
+                raise MachineError(
+                    f"What listens at {self.url} does not speak https.", "Check the port, or try it with http://"
+                ) from None
             raise MachineError(
                 f"No Ollama answers at {self.url}.",
                 "Start it: ollama serve (or install it from https://ollama.com/download)",
@@ -224,7 +237,7 @@ class OllamaClient:
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as error:
             raise StepError(
                 f"The connection to Ollama at {self.url} broke while asked to {doing} ({type(error).__name__}).",
-                "See Ollama's log; it may have run out of memory. Then run the same command again.",
+                "See Ollama's log; it may have run out of memory or disk. Then run the same command again.",
             ) from None
 
     def _refusal(self, response: httpx.Response, doing: str) -> TwinError:
@@ -239,14 +252,27 @@ class OllamaClient:
         except orjson.JSONDecodeError:
             text = None
         text = text or _clean(raw[:MAX_ERROR_BYTES].decode("utf-8", "replace")) or response.reason_phrase
+        if 300 <= code < 400:
+            target = _clean(response.headers.get("Location", "nowhere"))
+            return StepError(
+                f"{self.url} sends on to '{target}' ({code}) when asked to {doing}; nothing is sent there.",
+                "If that is your Ollama, name its address with --host.",
+            )
+        return self._failed(doing, text, code)
+
+    def _failed(self, doing: str, text: str, code: int = 200) -> TwinError:
+        """Return the error for what the server itself says went wrong."""
+        said = f"Ollama at {self.url} could not {doing}{'' if code == 200 else f' ({code})'}: {text}"
+        if any(words in text.lower() for words in _NO_SPACE):
+            return MachineError(
+                said, "Free some space where Ollama keeps its models (OLLAMA_MODELS), then run the same command again."
+            )
         hint = "See Ollama's log; it says more."
         if code in (401, 403, 407):
             hint = "A proxy before Ollama wants a login, or forbids this: see its settings, or choose another --host."
         elif code == 404:
             hint = "See which models it has: ollama list"
-        elif 300 <= code < 400:
-            hint = "Name the address it sends you to with --host."
-        return StepError(f"Ollama at {self.url} could not {doing} ({code}): {text}", hint)
+        return StepError(said, hint)
 
     def _garbage(self, doing: str, what: str) -> StepError:
         return StepError(
@@ -262,7 +288,7 @@ class OllamaClient:
         if not isinstance(value, dict):
             raise self._garbage(doing, "JSON, but no object")
         if text := _error_text(value):
-            raise StepError(f"Ollama at {self.url} could not {doing}: {text}", "See Ollama's log; it says more.")
+            raise self._failed(doing, text)
         return value
 
     def _whole(self, response: httpx.Response, doing: str) -> dict[str, Any]:
@@ -292,10 +318,10 @@ class OllamaClient:
     # --- server and blobs -------------------------------------------------------------------------------------------
 
     def version(self) -> str:
-        """Return the server's version (``0.0.0`` where it was built without one).
+        """Return the server's version (``0.0.0`` where it was built without one; then ``render`` judges it).
 
         Raises:
-            MachineError: nothing listens there.
+            MachineError: nothing listens there, or a release that can't be checked.
             StepError: something listens and is no Ollama.
         """
         doing = "say its version"
@@ -303,7 +329,18 @@ class OllamaClient:
             version = self._whole(response, doing).get("version")
         if not isinstance(version, str):
             raise self._garbage(doing, "no 'version'")
-        return _clean(version)[:40]
+        version = _clean(version)[:40]
+        found = re.match(r"(\d{1,6})\.(\d{1,6})\.(\d{1,6})", version)
+        if found and (0, 0, 0) < tuple(map(int, found.groups())) < OLDEST:
+            raise self._too_old(f" is {version}:")
+        return version
+
+    def _too_old(self, which: str) -> MachineError:
+        needed = ".".join(map(str, OLDEST))
+        return MachineError(
+            f"Ollama at {self.url}{which} it does not show the prompts that it renders, so they can't be checked.",
+            f"Update Ollama to {needed} or newer: https://ollama.com/download",
+        )
 
     def has_blob(self, digest: str) -> bool:
         """Return whether the server holds the blob ``sha256:<hex>``.
@@ -350,8 +387,10 @@ class OllamaClient:
                     pass
             except StepError:
                 # A server that came by the same blob meanwhile answers before it reads and resets the connection.
-                if not self.has_blob(digest):
-                    raise
+                with suppress(TwinError):  # by now it may be gone; what broke first is the news
+                    if self.has_blob(digest):
+                        return
+                raise
 
     # --- models -----------------------------------------------------------------------------------------------------
 
@@ -382,15 +421,19 @@ class OllamaClient:
                 "See Ollama's log. Then run the same command again.",
             )
 
-    def show(self, name: str) -> dict[str, Any]:
+    def show(self, name: str, whole: bool = False) -> dict[str, Any]:
         """Return what ``/api/show`` says of a model; its ``template`` is the one in use, whatever was asked for.
+
+        Args:
+            name: the model.
+            whole: with the lists of its metadata, the vocabulary among them.
 
         Raises:
             StepError: no such model.
             TwinError: see the module.
         """
         doing = f"show '{name}'"
-        with self._request("POST", "/api/show", doing, json={"model": name}) as response:
+        with self._request("POST", "/api/show", doing, json={"model": name, "verbose": whole}) as response:
             return self._whole(response, doing)
 
     def exists(self, name: str) -> bool:
@@ -477,7 +520,7 @@ class OllamaClient:
             options: as in ``chat``. They must equal a real call's, or the model is loaded twice.
 
         Raises:
-            StepError: the server is too old to say.
+            MachineError: the server is too old to say.
             TwinError: see the module.
         """
         doing = f"render a prompt with '{name}'"
@@ -488,10 +531,7 @@ class OllamaClient:
             info = self._whole(response, doing).get("_debug_info")
         text = info.get("rendered_template") if isinstance(info, dict) else None
         if not isinstance(text, str):
-            raise StepError(
-                f"Ollama at {self.url} does not show the prompts that it renders, so it can't be checked.",
-                "Update Ollama: https://ollama.com/download",
-            )
+            raise self._too_old(" is too old:")
         return text
 
     def chat(

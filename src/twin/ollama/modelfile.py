@@ -86,7 +86,7 @@ def modelfile(
     """Return a Modelfile that Ollama reads as what is meant here, or says where it can't.
 
     Args:
-        gguf_name: the model's file, beside the Modelfile.
+        gguf_name: the model's file: beside the Modelfile, or an absolute path.
         family: the template pair; its stops become parameters.
         system: the system prompt, or nothing.
         parameters: e.g. ``temperature`` and ``num_ctx``; a value may be a list.
@@ -101,7 +101,7 @@ def modelfile(
         )
     parts = [
         "# For people, and for: ollama create NAME -f Modelfile. 'twin register' tells Ollama the same over JSON.",
-        f"FROM ./{gguf_name}",
+        f"FROM {gguf_name if Path(gguf_name).is_absolute() else f'./{gguf_name}'}",
         f"TEMPLATE {_exact(family.go, f'the Go template of {family.name}')}",
     ]
     for key, value in {"stop": family.stops, **parameters}.items():

@@ -25,7 +25,12 @@ from twin.records import Turn
 from twin.templates import Family, gate, render
 
 PARTIAL = "-twin-partial"
-_ODD = '  👩‍🚀 na\u00efve\u00a0e\u0301 שלום\u3000你好\r\n½ ٣ \\n {{ .System }} {{ """ }} """\n<b> & \'q\' \t'
+# Only the number of ids can be asked, so it holds what other pre-tokenizers cut into more or fewer: digits that are no
+# ASCII behind a blank, blanks around line ends, tabs.
+_ODD = (
+    '  👩‍🚀 na\u00efve\u00a0e\u0301 שלום\u3000你好\r\n½ ٣ \\n {{ .System }} {{ """ }} """'
+    "\n<b> & 'q' \t\n\t\tx   \n  y ½ ٣ z"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +78,8 @@ def live_shapes(system: str) -> list[Shape]:
         Shape("a system prompt of the request", (other, user), (other, user)),
         Shape("several turns", (user, reply, again), (*own, user, reply, again), counted=True),
         Shape("several turns under a system prompt", (other, user, reply, again), (other, user, reply, again)),
-        Shape("unusual characters", odd, (*own, *odd), counted=True),
+        Shape("unusual characters", odd[:1], (*own, *odd[:1]), counted=True),
+        Shape("unusual characters in every turn", odd, (*own, *odd)),
         Shape("a system prompt of unusual characters", (Turn("system", _ODD), user), (Turn("system", _ODD), user)),
         Shape("two messages of one role", (user, again), (*own, Turn("user", f"{user.content}\n\n{again.content}"))),
     ]
@@ -102,18 +108,40 @@ def first_difference(ours: str, theirs: str) -> str:
     return gate.first_difference(ours.encode(), theirs.encode(), ("ours", "Ollama's"))
 
 
+@dataclass(frozen=True, slots=True)
+class Meant:
+    """What a served model must be.
+
+    Args:
+        family: the template pair it was trained with.
+        system: the system prompt of requests that bring none; empty for none.
+        parameters: e.g. ``temperature`` and ``num_ctx``. The stops are the family's.
+        prompt_ids: number of ids that our tokenizer makes of these turns' prompt, BOS included where the model has one.
+        vocabulary: the tokens of our tokenizer by id; None where an id has none.
+    """
+
+    family: Family
+    system: str
+    parameters: Mapping[str, Any]
+    prompt_ids: Callable[[Sequence[Turn]], int]
+    vocabulary: Sequence[str | None]
+
+    @property
+    def all_parameters(self) -> dict[str, Any]:
+        """The parameters and the stops."""
+        return {"stop": list(self.family.stops), **self.parameters}
+
+
 def register(
     client: OllamaClient,
     name: str,
     gguf: Path,
+    meant: Meant,
     *,
-    family: Family,
-    system: str,
-    parameters: Mapping[str, Any],
     license_text: str,
-    prompt_ids: Callable[[Sequence[Turn]], int],
     force: bool,
     reporter: Reporter,
+    sha256: str | None = None,
 ) -> Registration:
     """Register ``gguf`` as ``name``, if the live server passes every check.
 
@@ -121,13 +149,11 @@ def register(
         client: the server.
         name: the model's name in Ollama.
         gguf: the model file.
-        family: the template pair it was trained with.
-        system: the system prompt of requests that bring none; empty for none.
-        parameters: e.g. ``temperature`` and ``num_ctx``. The stops are the family's.
+        meant: what it must be as served.
         license_text: the base model's license; empty for none.
-        prompt_ids: number of ids that our tokenizer makes of these turns' prompt, BOS included where the model has one.
         force: replace a model of that name.
         reporter: told of each step.
+        sha256: of the file, in hexadecimal, where it is known.
 
     Raises:
         UsageError: a wrong name, or one that is in use and no ``force``.
@@ -142,21 +168,18 @@ def register(
             f"Ollama at {client.url} has a model '{name}' already.",
             f"Replace it: twin register {name} --force, or choose another name.",
         )
-    with reporter.task(f"Hashing {gguf.name}"):
-        digest = f"sha256:{file_digest(gguf)}"
-    client.upload_blob(gguf, digest, reporter)
-    every = {"stop": list(family.stops), **parameters}
-    payload: dict[str, Any] = {"files": {"model.gguf": digest}, "template": family.go, "parameters": every}
-    payload |= {"system": system} if system else {}
+    if sha256 is None:
+        with reporter.task(f"Hashing {gguf.name}"):
+            sha256 = file_digest(gguf)
+    client.upload_blob(gguf, f"sha256:{sha256}", reporter)
+    payload: dict[str, Any] = {"files": {"model.gguf": f"sha256:{sha256}"}, "template": meant.family.go}
+    payload |= {"parameters": meant.all_parameters}
+    payload |= {"system": meant.system} if meant.system else {}
     payload |= {"license": license_text} if license_text else {}
     temporary = partial_name(name, secrets.token_hex(4))
     try:
         client.create(temporary, payload, reporter)
-        checks = {"ollama": version}
-        checks |= _check_settings(client, temporary, family, system, every)
-        checks |= _check_prompts(
-            client, temporary, family=family, system=system, prompt_ids=prompt_ids, reporter=reporter
-        )
+        checks = {"ollama": version} | check_live(client, temporary, meant, reporter)
         client.copy(temporary, name)
     except BaseException:
         # Also when the user interrupts: nothing unproven stays behind, and its file can go only once it is unloaded.
@@ -169,15 +192,33 @@ def register(
         _sweep(client, name)
     with reporter.task(f"Warming {name}"):
         # The app gives up after 30 seconds, loading included: its first request should find the model loaded.
-        _ask(client, name, live_shapes(system)[0].asked)
+        _ask(client, name, live_shapes(meant.system)[0].asked)
     reporter.say(f"Ollama serves {name} at {client.url}; every check on the live model passed.")
     return Registration(model=name, host=client.url, created=not taken, checks=checks)
 
 
-def _check_settings(
-    client: OllamaClient, name: str, family: Family, system: str, parameters: Mapping[str, Any]
-) -> dict[str, str]:
-    shown = client.show(name)
+def check_live(client: OllamaClient, name: str, meant: Meant, reporter: Reporter) -> dict[str, str]:
+    """Return what was verified of the served model ``name``, by name.
+
+    Args:
+        client: the server.
+        name: a model that is there, whoever made it.
+        meant: what it must be.
+        reporter: told of each kind of request.
+
+    Raises:
+        GateError: the first thing that is not as trained.
+        MachineError, StepError: see ``twin.ollama.client``.
+    """
+    shown = client.show(name, whole=True)
+    checks = check_settings(shown, meant)
+    checks |= _check_vocabulary(shown, meant)
+    return checks | check_prompts(client, name, meant, reporter)
+
+
+def check_settings(shown: Mapping[str, Any], meant: Meant) -> dict[str, str]:
+    """Compare the template, system prompt and parameters that ``/api/show`` tells; raises as ``check_live``."""
+    family, system = meant.family, meant.system
     template, its_system = str(shown.get("template", "")), str(shown.get("system", ""))
     if template != family.go:
         native = "{%" in template and "{%" not in family.go
@@ -194,7 +235,7 @@ def _check_settings(
             f"Ollama did not keep the system prompt ({first_difference(system, its_system)}).",
             "Take the characters at that place out of it. Nothing was registered.",
         )
-    wanted = {key: _values(value) for key, value in parameters.items()}
+    wanted = {key: _values(value) for key, value in meant.all_parameters.items()}
     got = _shown_parameters(str(shown.get("parameters", "")))
     for key in sorted(wanted.keys() | got.keys()):
         if sorted(wanted.get(key, []), key=repr) != sorted(got.get(key, []), key=repr):
@@ -212,28 +253,44 @@ def _check_settings(
     }
 
 
-def _check_prompts(
-    client: OllamaClient,
-    name: str,
-    *,
-    family: Family,
-    system: str,
-    prompt_ids: Callable[[Sequence[Turn]], int],
-    reporter: Reporter,
-) -> dict[str, str]:
-    shapes = live_shapes(system)
+def _check_vocabulary(shown: Mapping[str, Any], meant: Meant) -> dict[str, str]:
+    """Compare the tokens themselves: two tokenizers may make as many ids of a prompt, and other ones."""
+    info = shown.get("model_info")
+    tokens = info.get("tokenizer.ggml.tokens") if isinstance(info, dict) else None
+    served = tokens if isinstance(tokens, list) else []
+    for at, ours in enumerate(meant.vocabulary):
+        theirs = served[at] if at < len(served) else None
+        # SentencePiece writes a blank as U+2581, and the converter turns that back in some tokens.
+        if ours is not None and ours.replace("\u2581", " ") != str(theirs).replace("\u2581", " "):
+            raise GateError(
+                f"Token {at} of training is {ours!r} and Ollama's model has {theirs!r} there.",
+                "The GGUF holds another tokenizer. Make it again from the base model's own: twin gguf",
+            )
+    return {"vocabulary": f"{len(meant.vocabulary)} tokens, those of training"}
+
+
+def check_prompts(client: OllamaClient, name: str, meant: Meant, reporter: Reporter) -> dict[str, str]:
+    """Compare the prompts that the server renders and the numbers of ids that it counts; raises as ``check_live``."""
+    shapes = live_shapes(meant.system)
+    room = meant.parameters.get("num_ctx")
     counts = []
     with reporter.task("Checking the live model", total=len(shapes)) as task:
         for shape in shapes:
-            ours, theirs = render(family, shape.meant), client.render(name, shape.asked)
+            wanted = meant.prompt_ids(shape.meant)
+            if room is not None and wanted >= room:
+                raise GateError(
+                    f"For {shape.name} the prompt is {wanted} ids and num_ctx is {room}: Ollama would cut it.",
+                    "Use a longer --num-ctx.",
+                )
+            ours, theirs = render(meant.family, shape.meant), client.render(name, shape.asked)
             if ours != theirs:
                 raise GateError(
                     f"For {shape.name} Ollama would not send what was trained ({first_difference(ours, theirs)}).",
-                    f"The pair '{family.name}' does not hold on this Ollama. Nothing was registered; update Ollama, "
-                    "and if it stays, report this line.",
+                    f"The pair '{meant.family.name}' does not hold on this Ollama. Nothing was registered; update "
+                    "Ollama, and if it stays, report this line.",
                 )
             if shape.counted:
-                wanted, got = prompt_ids(shape.meant), _ask(client, name, shape.asked)
+                got = _ask(client, name, shape.asked)
                 if wanted != got:
                     raise GateError(
                         f"For {shape.name} Ollama gives the model {got} ids and training gave it {wanted}.",
