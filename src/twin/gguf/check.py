@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
-from gguf import GGUFReader
 
-from twin.errors import GateError, UsageError, file_errors
+from twin.errors import GateError
+from twin.gguf.reader import open_reader
 from twin.llama import open_gguf
 from twin.records import Turn
 from twin.templates import Family, gate
@@ -23,19 +23,8 @@ def read_template(path: Path) -> str | None:
     Raises:
         UsageError: no GGUF, or a damaged one.
     """
-    found = _open(path).get_field("tokenizer.chat_template")
+    found = open_reader(path).get_field("tokenizer.chat_template")
     return None if found is None else str(found.contents())
-
-
-def _open(path: Path) -> GGUFReader:
-    with file_errors(path, "read"), path.open("rb") as handle:
-        magic = handle.read(4)
-    try:
-        if magic == b"GGUF":
-            return GGUFReader(str(path))
-    except (ValueError, KeyError, IndexError, OSError, OverflowError):
-        pass
-    raise UsageError(f"'{path}' is no GGUF, or it is cut short.", "Make it again: twin gguf")
 
 
 def check(
@@ -57,7 +46,7 @@ def check(
         UsageError: no GGUF, or a damaged one.
     """
     again = "Make it again with twin, which puts its own in: twin gguf"
-    reader = _open(path)
+    reader = open_reader(path)
     found = reader.get_field("tokenizer.chat_template")
     jinja = "" if found is None else str(found.contents())
     if jinja != family.jinja:

@@ -14,6 +14,7 @@ import torch
 import transformers
 
 from twin.errors import GateError, UsageError
+from twin.files import read_json, write_json
 from twin.templates import Family
 
 _TOKENIZER_FILES = (
@@ -57,5 +58,8 @@ def merge(base: Path, adapter: Path | None, family: Family, target: Path) -> Non
     for name in _TOKENIZER_FILES:
         if (base / name).is_file():
             shutil.copyfile(base / name, target / name)
-    # transformers prefers this file to a template in tokenizer_config.json, and so does the converter.
+    # A template may stand in the configuration or in a file: the converter takes the first, and others the second.
+    config = target / "tokenizer_config.json"
+    if config.is_file():
+        write_json(config, read_json(config) | {"chat_template": family.jinja})
     (target / "chat_template.jinja").write_text(family.jinja, "utf-8")

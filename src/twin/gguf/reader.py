@@ -1,0 +1,47 @@
+"""The single values and the tensors of a GGUF.
+
+gguf's own reader makes two arrays of each token of a vocabulary, which is half a minute for 262,144 of them; this one
+steps over arrays.
+"""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+from typing import Any
+
+from gguf import GGUFReader, GGUFValueType
+
+from twin.errors import UsageError, file_errors
+
+
+class _Reader(GGUFReader):
+    def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
+        if raw_type != GGUFValueType.ARRAY:
+            parts: tuple[int, list[Any], list[int], list[Any]] = super()._get_field_parts(orig_offs, raw_type)
+            return parts
+        data = memoryview(self.data)
+        kind, length = struct.unpack_from("<IQ", data, orig_offs)
+        at = orig_offs + 12
+        if kind == GGUFValueType.STRING:
+            for _ in range(length):
+                at += 8 + struct.unpack_from("<Q", data, at)[0]
+        else:
+            at += length * self.gguf_scalar_to_np[GGUFValueType(kind)]().itemsize
+        return at - orig_offs, [], [], [GGUFValueType.ARRAY]
+
+
+def open_reader(path: Path) -> GGUFReader:
+    """Return a reader of a file's single values and tensors; its arrays are empty.
+
+    Raises:
+        UsageError: no GGUF, or a damaged one.
+    """
+    with file_errors(path, "read"), path.open("rb") as handle:
+        magic = handle.read(4)
+    try:
+        if magic == b"GGUF":
+            return _Reader(str(path))
+    except (ValueError, KeyError, IndexError, OSError, OverflowError, struct.error):
+        pass
+    raise UsageError(f"'{path}' is no GGUF, or it is cut short.", "Make it again: twin gguf")
