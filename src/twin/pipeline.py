@@ -285,7 +285,7 @@ def register(
     from twin.app import dotenv
     from twin.ollama.client import OllamaClient
     from twin.ollama.modelfile import model_name, modelfile
-    from twin.ollama.register import Meant
+    from twin.ollama.register import Meant, check_free
     from twin.ollama.register import register as register_live
 
     model_name(name)
@@ -294,6 +294,7 @@ def register(
     client = OllamaClient(settings.ollama.host)
     foreseen = dotenv.foresee(env, name, client.url) if env else None
     client.version()
+    check_free(client, name, force)  # told before a GGUF is made for it
     family = prove.family_of(record)
     file, sha256 = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
     parameters = serving_parameters(settings, record["plan"])

@@ -80,6 +80,7 @@ def test_a_good_env_stays_as_it_is_when_no_server_answers(twin):
 
 def test_a_dry_run_says_what_would_change(twin, httpserver):
     httpserver.expect_request("/api/version").respond_with_json({"version": "0.33.0"})
+    httpserver.expect_request("/api/show").respond_with_json({"error": "model 'mine' not found"}, status=404)
     host = httpserver.url_for("").removesuffix("/")
     Path(".env").write_bytes(f"KEY=hunter2\nOLLAMA_BASE_URL={host}\nOLLAMA_MODEL=a\nOLLAMA_MODEL=hunter2\n".encode())
     before = listing()

@@ -162,12 +162,7 @@ def register(
     """
     model_name(name)
     version = client.version()
-    taken = client.exists(name)
-    if taken and not force:
-        raise UsageError(
-            f"Ollama at {client.url} has a model '{name}' already.",
-            f"Replace it: twin register {name} --force, or choose another name.",
-        )
+    taken = check_free(client, name, force)
     if sha256 is None:
         with reporter.task(f"Hashing {gguf.name}"):
             sha256 = file_digest(gguf)
@@ -195,6 +190,22 @@ def register(
         _ask(client, name, live_shapes(meant.system)[0].asked)
     reporter.say(f"Ollama serves {name} at {client.url}; every check on the live model passed.")
     return Registration(model=name, host=client.url, created=not taken, checks=checks)
+
+
+def check_free(client: OllamaClient, name: str, force: bool) -> bool:
+    """Return whether a model of that name is there, to be replaced.
+
+    Raises:
+        UsageError: there is one and no ``force``.
+        MachineError, StepError: see ``twin.ollama.client``.
+    """
+    taken = client.exists(name)
+    if taken and not force:
+        raise UsageError(
+            f"Ollama at {client.url} has a model '{name}' already.",
+            f"Replace it: twin register {name} --force, or choose another name.",
+        )
+    return taken
 
 
 def check_live(client: OllamaClient, name: str, meant: Meant, reporter: Reporter) -> dict[str, str]:
