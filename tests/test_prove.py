@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from tests import vocabularies
+from tests.gguf_variants import TEMPLATE, write_variant
 from twin import prove
 from twin.basemodel import BaseModel
-from twin.errors import GateError
+from twin.errors import GateError, StepError, UsageError
 from twin.gguf.server import find_server, serve
 from twin.ollama.client import OllamaClient
 from twin.ollama.register import Meant, register
+from twin.presets import load_preset, plan_training
 from twin.progress import Silent
 from twin.records import Turn
-from twin.templates import gate, load_family
+from twin.settings import TrainSettings, load_settings
+from twin.templates import derive, gate, load_family
 
 SERVED = [name for name in vocabularies.MODELS if name not in ("zephyr-7b-beta", "Qwen3-0.6B")]  # tokenizers of others
 
@@ -61,3 +66,168 @@ def test_llama_server_and_ollama_ask_what_was_trained(made, llama_server, ollama
         assert done.checks["template"] == f"the {family.name} template is the one in use"
         assert done.checks["rendering"].endswith("byte for byte")
         client.delete("tiny")
+
+
+# ---------------------------------------------------------------- which pair
+
+
+def tokenizer_of(jinja, tokens=(), bos=None):
+    """What is read of a transformers tokenizer to choose a pair."""
+    added = dict(enumerate(tokens))
+    return SimpleNamespace(chat_template=jinja, added_tokens_decoder=added, bos_token=bos, eos_token="</s>", ids=[])
+
+
+class Tokenizer(SimpleNamespace):
+    def __call__(self, text):
+        return {"input_ids": self.ids}
+
+
+def chosen(model, jinja, tokens=(), preset="smollm2-135m"):
+    preset = load_preset(preset)
+    plan = plan_training(TrainSettings(model=model), preset)
+    tokenizer = Tokenizer(**vars(tokenizer_of(jinja, tokens)))
+    return prove.family_for(preset, plan, BaseModel(model or plan.model, model or plan.model, Path()), tokenizer)
+
+
+def test_the_presets_own_model_has_the_presets_family():
+    assert chosen(None, None) == load_family("chatml")
+    assert chosen(None, None, preset="gemma-2b") == load_family("gemma")
+
+
+def test_another_model_has_the_pair_that_fits_it():
+    assert chosen("someone/Llama-3.2-3B-Instruct", None) == load_family("llama3")
+    assert chosen("someone/other", load_family("phi3").jinja, load_family("phi3").control_tokens) == load_family("phi3")
+    own = load_family("zephyr").jinja.replace("<|", "<#")
+    assert chosen("someone/other", own, ["</s>"]).name == derive.NAME
+    assert chosen("someone/other", {"default": own}, ["</s>"]).name == derive.NAME
+    assert chosen("a/folder", None) == load_family("chatml")  # nothing says anything: the preset's, which is gated
+    with pytest.raises(GateError, match="which is no control token"):
+        chosen("someone/other", own, ["<eos>"])
+
+
+def test_a_run_keeps_the_pair_that_it_was_trained_with():
+    pair = load_family("chatml").model_copy(update={"name": "derived", "stops": ["<|im_end|>", "<|im_start|>"]})
+    record = json.loads(json.dumps({"family": "derived", "pair": pair.model_dump()}))
+    assert prove.family_of(record) == pair
+    assert prove.family_of({"family": "chatml"}) == load_family("chatml")  # of a version that kept the name alone
+    with pytest.raises(UsageError, match="can't be read: jinja"):
+        prove.family_of({"family": "chatml", "pair": {**pair.model_dump(), "jinja": 3}})
+    with pytest.raises(UsageError, match="can't be read: "):
+        prove.family_of({"family": "chatml", "pair": "chatml"})
+    with pytest.raises(GateError, match="no verified pair"):
+        prove.family_of({"family": "derived"})
+
+
+def test_ids_that_differ_are_shown_side_by_side():
+    family, pieces = load_family("chatml"), {1: b"yes", 2: b"\xc3", 3: b"\xa9"}
+    prompts = [("a user's turn with x", [Turn("user", "x")])]
+    assert gate.check_ids(family, prompts, lambda _: [1, 2], lambda _: [1, 2], pieces.get) == 1
+    for theirs, said in (([1, 3], "3 «\\ufffd»"), ([1], "<end>"), ([1, 2, 3], "3 «\\ufffd»")):
+        with pytest.raises(GateError) as caught:
+            gate.check_ids(family, prompts, lambda _: [1, 2], lambda _, ids=theirs: ids, pieces.get)
+        begun = f"Training reads a prompt of family 'chatml' as 2 ids and llama.cpp as {len(theirs)}, for a user's turn"
+        assert caught.value.message.startswith(f"{begun} with x, at id ")
+        assert caught.value.message.endswith(f"llama.cpp {said}.")
+        assert "(byte " in caught.value.message
+
+
+def test_the_end_of_a_reply():
+    family = load_family("chatml")
+    gate.check_end(family, [2], True)
+    gate.check_end(family, [2], False)  # a stop of the served model
+    with pytest.raises(GateError, match="which is 3 ids in this vocabulary"):
+        gate.check_end(family, [1, 2, 3], True)
+    with pytest.raises(GateError, match="neither an end of generation nor a stop"):
+        gate.check_end(family.model_copy(update={"stops": []}), [2], False)
+
+
+# ---------------------------------------------------------------- any GGUF
+
+
+def vocabulary(source, target, jinja):
+    return write_variant(source, target, {TEMPLATE: jinja}, vocabulary_only=True)
+
+
+def check(*args, **options):
+    return prove.check(*args, load_settings(), Silent(), **options)
+
+
+def test_a_file_of_nobody_we_know(smollm2_gguf):
+    done = check(smollm2_gguf)
+    assert done.family == derive.NAME  # it has a default system prompt, which ours has not
+    assert done.checks[smollm2_gguf.name] == {
+        "template": "its Jinja gives a pair that passed",
+        "end_token": "<|im_end|>",
+    }
+
+
+def test_a_jinja_that_ollama_would_render_itself(smollm2_gguf, tmp_path):
+    file = vocabulary(smollm2_gguf, tmp_path / "tools.gguf", load_family("chatml").jinja + "{# tools #}")
+    with pytest.raises(GateError) as caught:
+        check(file)
+    assert caught.value.message.startswith("'tools.gguf' says 'tools': Ollama would render it")
+    assert "twin gguf" in caught.value.hint
+
+
+def test_a_file_without_a_template(smollm2_gguf, tmp_path):
+    with pytest.raises(GateError, match="has no chat template"):
+        check(vocabulary(smollm2_gguf, tmp_path / "bare.gguf", ""))
+
+
+PEERS = '''FROM ./model.gguf
+# the usual one
+TEMPLATE """{{ if .System }}<|im_start|>system
+{{ .System }}<|im_end|>
+{{ end }}{{ if .Prompt }}<|im_start|>user
+{{ .Prompt }}<|im_end|>
+{{ end }}<|im_start|>assistant
+{{ .Response }}<|im_end|>
+"""
+PARAMETER stop "<|im_end|>"
+'''
+
+
+def test_a_modelfile_of_anybodys(smollm2_gguf, tmp_path):
+    plain = vocabulary(smollm2_gguf, tmp_path / "m.gguf", load_family("chatml").jinja)
+    modelfile = tmp_path / "Modelfile"
+    modelfile.write_text(PEERS)
+    done = check(plain, modelfile=modelfile)
+    assert done.checks["m.gguf"] == {
+        "template": "its Jinja is chatml's",
+        "end_token": "<|im_end|>",
+        "modelfile": "54 prompts, byte for byte",
+        "stops": "<|im_end|>",
+    }
+    modelfile.write_text(PEERS.replace("<|im_start|>assistant\n", "<|im_start|>assistant"))
+    with pytest.raises(
+        GateError, match="would not ask what the model was trained on: for a user's turn with plain text, at"
+    ):
+        check(plain, modelfile=modelfile)
+    modelfile.write_text("FROM ./model.gguf\n")
+    with pytest.raises(GateError, match="has no TEMPLATE: Ollama would pick one"):
+        check(plain, modelfile=modelfile)
+    with pytest.raises(UsageError, match="--modelfile judges a Modelfile for a GGUF"):
+        check(None, modelfile=modelfile)
+
+
+@pytest.mark.parametrize("content", [b"", b"x", b"GGUF", b"GGUF" + b"\xff" * 400])
+def test_what_is_no_gguf(content, tmp_path):
+    file = tmp_path / "model.gguf"
+    file.write_bytes(content)
+    with pytest.raises(UsageError, match="is no GGUF, or it is cut short"):
+        check(file)
+
+
+def test_a_file_that_is_cut(smollm2_gguf, tmp_path):
+    for size in (100, 10_000, 1_000_000):
+        file = tmp_path / "model.gguf"
+        file.write_bytes(smollm2_gguf.read_bytes()[:size])
+        with pytest.raises((UsageError, StepError)):
+            check(file)
+
+
+def test_nothing_there():
+    with pytest.raises(UsageError, match="There is nothing at 'nowhere'"):
+        check(Path("nowhere"))
+    with pytest.raises(UsageError, match="There is no finished run"):
+        check(None)

@@ -228,7 +228,7 @@ def _check_foreign(file: Path, modelfile: Path | None) -> Checked:
     from twin.llama import open_gguf
 
     jinja = read_template(file)
-    if jinja is None:
+    if not jinja:
         raise GateError(f"'{file.name}' has no chat template: nothing says how it was trained.", _MAKE)
     gate.check_words(jinja, f"'{file.name}'", _MAKE)
     with open_gguf(file, vocab_only=True) as model:
@@ -238,7 +238,8 @@ def _check_foreign(file: Path, modelfile: Path | None) -> Checked:
             family, count = _judged(modelfile, family, own)
         end = model.plain_ids(family.end_token)
         gate.check_end(family, end, len(end) == 1 and model.ends_generation(end[0]))
-    passed = {"template": f"its Jinja is that of the family {family.name}", "end_token": family.end_token}
+    like = "its Jinja gives a pair that passed" if family.name == derive.NAME else f"its Jinja is {family.name}'s"
+    passed = {"template": like, "end_token": family.end_token}
     if modelfile is not None:
         passed |= {"modelfile": f"{count} prompts, byte for byte", "stops": ", ".join(family.stops) or "none"}
     return Checked(str(file), family.name, {file.name: passed})

@@ -1,5 +1,8 @@
 """Each family with the real tokenizers of its models: the ids of training are llama.cpp's, and the originals'."""
 
+import unicodedata
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
@@ -95,3 +98,80 @@ def test_a_tokenizer_of_another_model_is_refused(opened):
     assert f"Training reads a prompt of family '{opened.family.name}' as " in caught.value.message
     assert "for a user's turn with plain text, at id " in caught.value.message
     assert caught.value.exit_code == 5
+
+
+# ---------------------------------------------------------------- judges that are not llama.cpp
+
+ORIGINALS = {
+    "Phi-3-mini-4k-instruct": "phi-3",
+    "Llama-3.2-1B-Instruct": "llama-bpe",
+    "Qwen2.5-0.5B-Instruct": "qwen2",
+    "TinyLlama-1.1B-Chat-v1.0": "llama-spm",
+}
+
+
+@pytest.mark.parametrize("name", ORIGINALS)
+def test_the_ids_are_those_that_the_original_tokenizer_gave(name):
+    """llama.cpp keeps texts and the ids that each model's own tokenizer made of them."""
+    source = vocabularies.sources() / f"ggml-vocab-{ORIGINALS[name]}.gguf"
+    texts = source.with_name(f"{source.name}.inp").read_text("utf-8").split("\n__ggml_vocab_test__\n")
+    lines = source.with_name(f"{source.name}.out").read_text("utf-8").split("\n")
+    tokenizer = load_tokenizer(vocabularies.folder(name))
+    compared = 0
+    for text, line in zip(texts, lines, strict=False):
+        if text != unicodedata.normalize("NFC", text):
+            continue  # composed by Qwen's tokenizer, and by llama.cpp not: what is served counts
+        if name.startswith("Phi-3") and text != text.lstrip():
+            continue  # dropped here at the beginning of a text too, which no prompt of the family has
+        assert tokenizer(text, add_special_tokens=False)["input_ids"] == [int(number) for number in line.split()], text
+        compared += 1
+    assert compared >= 25
+
+
+@pytest.mark.parametrize("name", [name for name, model in vocabularies.MODELS.items() if model.spm or model.vocabulary])
+def test_sentencepiece_reads_the_same_ids(name):
+    from sentencepiece import SentencePieceProcessor
+
+    judge = SentencePieceProcessor(str(vocabularies.folder(name) / "tokenizer.model"))
+    tokenizer = load_tokenizer(vocabularies.folder(name))
+    texts = [text for texts in gate.CONTENTS.values() for text in texts if text]
+    for text in [*texts, *map("".join, pairwise(texts))]:
+        if tokenizer.backend_tokenizer.normalizer.normalize_str(text) == "▁" + text.replace(" ", "▁"):
+            assert tokenizer(text, add_special_tokens=False)["input_ids"] == judge.encode(text), text
+
+
+def test_mistrals_own_way_of_asking():
+    """A prompt of v0.3 as mistral-common builds it: each text by itself, between tokens."""
+    from sentencepiece import SentencePieceProcessor
+
+    name = "Mistral-7B-Instruct-v0.3"
+    judge = SentencePieceProcessor(str(vocabularies.folder(name) / "tokenizer.model"))
+    tokenizer, family = load_tokenizer(vocabularies.folder(name)), load_family("mistral")
+    ask, say = "are you coming?", "yes, at six"
+    begin, end, bos, eos = (judge.piece_to_id(piece) for piece in ("[INST]", "[/INST]", "<s>", "</s>"))
+    asked = [bos, begin, *judge.encode(ask), end]
+    assert prompt_ids(tokenizer, family, [Turn("user", ask)]) == asked
+    assert reply_ids(tokenizer, family, say, Turn("user", ask)) == [*judge.encode(say), eos]
+    talk = [Turn("user", ask), Turn("assistant", say), Turn("user", ask)]
+    assert prompt_ids(tokenizer, family, talk) == [*asked, *judge.encode(say), eos, begin, *judge.encode(ask), end]
+
+
+@pytest.mark.parametrize("name", ["Mistral-Nemo-Instruct-2407", "gemma-2-2b-it", "gemma-3-1b-it", "Qwen3-0.6B"])
+def test_plain_text_is_read_as_it_was_published(name):
+    """Without transformers and what is changed of it here: the tokenizers library alone, on the published file."""
+    from tokenizers import Tokenizer
+
+    published = Tokenizer.from_file(str(vocabularies.folder(name) / "tokenizer.json"))
+    tokenizer = load_tokenizer(vocabularies.folder(name))
+    for text in (
+        "Are you there?",
+        "lol ok..",
+        "See you at six.\nBring  the book",
+        "3.14 and 10%",
+        "C:\\new",
+        "don't, I'd say",
+    ):
+        assert (
+            tokenizer(text, add_special_tokens=False)["input_ids"]
+            == published.encode(text, add_special_tokens=False).ids
+        )

@@ -44,4 +44,4 @@ def open_reader(path: Path) -> GGUFReader:
             return _Reader(str(path))
     except (ValueError, KeyError, IndexError, OSError, OverflowError, struct.error):
         pass
-    raise UsageError(f"'{path}' is no GGUF, or it is cut short.", "Make it again: twin gguf")
+    raise UsageError(f"'{path}' is no GGUF, or it is cut short.", "Copy it again, or make it anew: twin gguf")
