@@ -31,6 +31,7 @@ lint: $(STAMP)-dev
 bench: $(STAMP)-dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/training.py
+	$(BIN)/python -m benchmarks.gate
 	$(BIN)/python -m benchmarks.registration
 
 # A real Ollama for the tests: one on PATH, or built once into the user's cache. Without Go its tests are skipped, aloud.

@@ -169,7 +169,7 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
     from twin.training.prefix_tree import pack_within, unique_tokens
 
     rate = matrix_rate(setup.dtype)
-    model = backend_hf.load_model(setup.folder, "cpu", setup.dtype)
+    model = backend_hf.load_model(setup.folder, "cpu", setup.dtype, setup.plan.max_length)
     linear = sum(
         module.weight.numel()
         for name, module in model.named_modules()

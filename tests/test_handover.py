@@ -10,7 +10,7 @@ import pytest
 
 from tests.gguf_variants import TEMPLATE, write_variant
 from twin import basemodel, handover, runs
-from twin.errors import GateError, MachineError
+from twin.errors import GateError, MachineError, UsageError
 from twin.gguf.server import LlamaServer, find_server
 from twin.progress import Silent
 from twin.settings import load_settings
@@ -88,6 +88,21 @@ def test_something_else_than_a_llama_server(httpserver, answer, status):
     with pytest.raises(StepError, match=r"llama-server at http://localhost:\d+ (broke off at|refused) /apply-template"):
         server.apply_template([Turn("user", "x")])
     server.close()
+
+
+def test_a_server_of_another_file(run, ours, httpserver):
+    httpserver.expect_request("/health").respond_with_json({"status": "ok"})
+    httpserver.expect_request("/props").respond_with_json({"model_path": "/somewhere/other.gguf"})
+    with pytest.raises(GateError, match=r"has the file 'other\.gguf' and not 'model file\.gguf'"):
+        hand_over("llama-server", ours, host=f"{httpserver.host}:{httpserver.port}")
+
+
+def test_a_login_in_an_address_is_not_shown(run, ours):
+    for host in ("http://u:s3cret@127.0.0.1:1", "http://[::1"):
+        with pytest.raises(UsageError) as caught:
+            hand_over("llama-server", ours, host=host)
+        assert "is not an address of a llama-server" in caught.value.message
+        assert "s3cret" not in caught.value.message
 
 
 @pytest.mark.ollama

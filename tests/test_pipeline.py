@@ -17,7 +17,7 @@ import pytest
 
 from tests.conftest import CACHE
 from tests.tiny import save_model
-from twin import files, pipeline, runs
+from twin import files, pipeline, prove, runs
 from twin.chat import Chat
 from twin.errors import GateError, StepError, UsageError
 from twin.presets import load_preset, plan_training, preset_text
@@ -25,7 +25,7 @@ from twin.progress import Silent
 from twin.records import Scored, Turn
 from twin.results import Exported, Survival, TrainedRun, Whole
 from twin.settings import Settings, load_settings
-from twin.templates import load_family, render
+from twin.templates import load_family
 from twin.training.samples import prompt_ids
 
 STEPS = ("export", "train", "gguf", "evaluate")
@@ -327,14 +327,14 @@ class TestCheck:
     @pytest.fixture
     def probes(self, project):
         """Prompts and their ids of training."""
-        from transformers import AutoTokenizer
+        from twin.training.tokenizer import load_tokenizer
 
-        tokenizer, family = AutoTokenizer.from_pretrained(project.base), load_family("chatml")
+        tokenizer, family = load_tokenizer(project.base), load_family("chatml")
         system = Turn("system", project.record["system_prompt"])
         prompts = [
             [system, Turn("user", text)] for text in ("Hello there.", "½ of 1234, ٣ and 漢字 के साथ\n\n  🙂", "a\u00a0b")
         ]
-        return [(render(family, turns), prompt_ids(tokenizer, family, turns)) for turns in prompts]
+        return [(turns, prompt_ids(tokenizer, family, turns)) for turns in prompts]
 
     @pytest.fixture
     def probe(self, probes):
@@ -343,7 +343,9 @@ class TestCheck:
     def check(self, project, family, samples):
         from twin.gguf.check import check
 
-        return check(project.run / "model-q8_0.gguf", family, samples)
+        known = {tuple(turns): ids for turns, ids in samples}
+        prompts = [(f"prompt {at}", turns) for at, (turns, _) in enumerate(samples)]
+        return check(project.run / "model-q8_0.gguf", family, prompts, lambda turns: known[tuple(turns)])
 
     def test_accepts_the_ids_of_training(self, project, probes):
         said = self.check(project, load_family("chatml"), probes)
@@ -360,13 +362,13 @@ class TestCheck:
         ids=["one other id", "BOS twice", "an end missing"],
     )
     def test_refuses_other_ids(self, project, probe, change, place):
-        text, ids = probe
+        turns, ids = probe
         wrong = change(list(ids))
         with pytest.raises(GateError) as caught:
-            self.check(project, load_family("chatml"), [(text, wrong)])
-        assert caught.value.message == (
-            f"llama.cpp reads a prompt as {len(ids)} ids, training as {len(wrong)}, parting at id {place}: "
-            f"{ids[place : place + 3]} against {wrong[place : place + 3]}."
+            self.check(project, load_family("chatml"), [(turns, wrong)])
+        assert caught.value.message.startswith(
+            f"Training reads a prompt of family 'chatml' as {len(wrong)} ids and llama.cpp as {len(ids)}, "
+            f"for prompt 0, at id {place} (byte "
         )
 
     def test_refuses_another_template(self, project, probe):
@@ -378,7 +380,7 @@ class TestCheck:
     def test_refuses_an_end_that_does_not_end(self, project, probe):
         family = load_family("chatml")
         other = family.model_copy(update={"end_token": "<|im_start|>", "stops": ["<|im_start|>"]})
-        with pytest.raises(GateError, match=re.escape("does not end a reply at '<|im_start|>'")):
+        with pytest.raises(GateError, match=re.escape("ends with '<|im_start|>', which is no end of generation")):
             self.check(project, other, [probe])
 
     def test_a_truncated_file_is_a_step_error(self, project, tmp_path):
@@ -619,7 +621,7 @@ def test_run_on_the_command_line_is_one_object_and_exit_3_without_a_server(proje
 def test_a_pair_that_differs_stops_training_before_it_begins(tmp_path, monkeypatch):
     pair = load_family("chatml")
     broken = pair.model_copy(update={"go": pair.go.replace("\\n", " ", 1)})
-    monkeypatch.setattr(pipeline, "load_family", lambda name: broken)
+    monkeypatch.setattr(prove, "load_family", lambda name: broken)
     settings = load_settings(train=TRAIN)
     plan = plan_training(settings.train, load_preset(settings.train.preset))
     with pytest.raises(GateError, match="The pair of family 'chatml' differs for a user's turn with plain text"):
@@ -630,7 +632,7 @@ def test_a_pair_that_differs_stops_training_before_it_begins(tmp_path, monkeypat
 def test_a_row_that_the_templates_render_differently_stops_training(project, here, monkeypatch):
     pair = load_family("chatml")
     go = pair.go.replace("{{ .Content }}", "{{ if ne .Content `who won?` }}{{ .Content }}{{ end }}")
-    monkeypatch.setattr(pipeline, "load_family", lambda name: pair.model_copy(update={"go": go}))
+    monkeypatch.setattr(prove, "load_family", lambda name: pair.model_copy(update={"go": go}))
     with pytest.raises(GateError, match="differs for your own row "):
         pipeline.train(project.settings, Silent(), dry_run=True)
 

@@ -134,11 +134,10 @@ def test_ids_that_differ_are_shown_side_by_side():
 def test_the_end_of_a_reply():
     family = load_family("chatml")
     gate.check_end(family, [2], True)
-    gate.check_end(family, [2], False)  # a stop of the served model
     with pytest.raises(GateError, match="which is 3 ids in this vocabulary"):
         gate.check_end(family, [1, 2, 3], True)
-    with pytest.raises(GateError, match="neither an end of generation nor a stop"):
-        gate.check_end(family.model_copy(update={"stops": []}), [2], False)
+    with pytest.raises(GateError, match="which is no end of generation in this vocabulary"):
+        gate.check_end(family, [2], False)
 
 
 # ---------------------------------------------------------------- any GGUF
@@ -203,11 +202,33 @@ def test_a_modelfile_of_anybodys(smollm2_gguf, tmp_path):
         GateError, match="would not ask what the model was trained on: for a user's turn with plain text, at"
     ):
         check(plain, modelfile=modelfile)
+    for line in ("RENDERER qwen3-coder", "PARSER qwen3-coder", "MESSAGE user hi", "ADAPTER ./x.gguf"):
+        modelfile.write_text(f"{PEERS}{line}\n")
+        with pytest.raises(GateError, match=f"has {line.split()[0]}, so what is asked is not its TEMPLATE"):
+            check(plain, modelfile=modelfile)
+    modelfile.write_text(f"{PEERS}PARAMETER stop e\n")
+    with pytest.raises(GateError, match="stops at 'e', which stands in ordinary text"):
+        check(plain, modelfile=modelfile)
     modelfile.write_text("FROM ./model.gguf\n")
     with pytest.raises(GateError, match="has no TEMPLATE: Ollama would pick one"):
         check(plain, modelfile=modelfile)
     with pytest.raises(UsageError, match="--modelfile judges a Modelfile for a GGUF"):
         check(None, modelfile=modelfile)
+
+
+def test_a_template_that_never_ends_or_is_no_text(smollm2_gguf, tmp_path):
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    with pytest.raises(GateError, match="it counts without end"):
+        check(vocabulary(smollm2_gguf, tmp_path / "loop.gguf", loop))
+    file = vocabulary(smollm2_gguf, tmp_path / "bytes.gguf", "ABCDEFGHIJKLMNOP")
+    file.write_bytes(file.read_bytes().replace(b"ABCDEFGHIJKLMNOP", b"\xff\xfe{{" * 4))
+    with pytest.raises(UsageError, match="is no UTF-8 text"):
+        check(file)
+
+
+@pytest.mark.parametrize("dataset", ["x", {"val": "x"}, {"val": {"path": 5}}, {"val": {"path": "x"}}, {}, None])
+def test_an_odd_record_of_rows_is_no_rows(dataset):
+    assert prove.prompts_of({"dataset": dataset}) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"GGUF", b"GGUF" + b"\xff" * 400])

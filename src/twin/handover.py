@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 from twin import basemodel, files, prove, runs
 from twin.curate import need
+from twin.errors import GateError
+from twin.ollama.client import resolve_host
 from twin.pipeline import file_to_serve, pick_run, serving_parameters
 from twin.progress import Reporter
 from twin.results import HandedOver
@@ -103,9 +105,14 @@ def _server(
 
     binary = find_server(settings.gguf.llama_cpp) if to == "llama-server" else None
     if to == "llama-server" and host:
-        server = LlamaServer(host)
+        server = LlamaServer(resolve_host(host, "a llama-server"))
         try:
             server.ready()
+            if (theirs := server.file_name()) != file.name:
+                raise GateError(
+                    f"The llama-server at {server.url} has the file '{theirs}' and not '{file.name}'.",
+                    f"Start it with that file: llama-server -m {file}",
+                )
             yield server
         finally:
             server.close()

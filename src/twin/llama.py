@@ -56,12 +56,12 @@ class Gguf:
             if llama_cpp.llama_vocab_get_attr(vocabulary, token) & marks
         ]
 
-    def bos_and_eos(self) -> tuple[str, str]:
-        """Return the texts of BOS, empty where the vocabulary does not add it, and of EOS."""
-        first = self.ids("")
-        return "".join(self.piece(token).decode("utf-8", "replace") for token in first), self.piece(
-            self.model.token_eos()
-        ).decode("utf-8", "replace")
+    def bos_and_eos(self) -> tuple[str, str, bool]:
+        """Return the texts of BOS and EOS, empty where there is none, and whether the vocabulary adds BOS."""
+        texts = []
+        for token in (self.model.token_bos(), self.model.token_eos()):
+            texts.append(self.piece(token).decode("utf-8", "replace") if token >= 0 else "")
+        return texts[0], texts[1], bool(self.ids(""))
 
     def piece(self, token: int) -> bytes:
         """Return the bytes of a token; llama.cpp would end the process for an id that the vocabulary does not have."""

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from twin.chat import Backend
     from twin.ollama.client import OllamaClient
 
-_GATED = 200  # rows of the person's own, learned and held out each, that both templates must render alike
+_GATED = 2000  # rows of the person's own, learned and held out each, that both templates must render alike
 
 # ---------------------------------------------------------------- before anything long
 
@@ -296,6 +296,7 @@ def register(
     client.version()
     check_free(client, name, force)  # told before a GGUF is made for it
     family = prove.family_of(record)
+    gate.check(family)
     file, sha256 = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
     parameters = serving_parameters(settings, record["plan"])
     if dry_run:
@@ -421,7 +422,9 @@ def gguf_backend(file: Path, settings: Settings) -> Iterator[Backend]:
 
     parameters = serving_parameters(settings, record["plan"])
     with open_gguf(file, num_ctx=parameters["num_ctx"]) as model:
-        yield GgufBackend(model, prove.family_of(record), record["system_prompt"], **parameters)
+        family = prove.family_of(record)
+        gate.check(family)
+        yield GgufBackend(model, family, record["system_prompt"], **parameters)
 
 
 # ---------------------------------------------------------------- run

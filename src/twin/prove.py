@@ -88,9 +88,11 @@ def prompts_of(record: dict[str, Any]) -> list[list[Turn]]:
     """Return the held-out prompts of a run, where its rows are still those that it knew."""
     from twin.dataset.formats import read_rows
 
-    val = (record.get("dataset") or {}).get("val")
-    if val and Path(val["path"]).is_file() and files.file_digest(Path(val["path"])) == val["sha256"]:
-        return [list(row.turns[:-1]) for row in read_rows(Path(val["path"]))]
+    dataset = record.get("dataset")
+    val = dataset.get("val") if isinstance(dataset, dict) else None
+    path = Path(val["path"]) if isinstance(val, dict) and isinstance(val.get("path"), str) else None
+    if path and val and path.is_file() and files.file_digest(path) == val.get("sha256"):
+        return [list(row.turns[:-1]) for row in read_rows(path)]
     return []
 
 
@@ -211,6 +213,12 @@ def _check_own(
     from twin.gguf.server import find_server, serve
 
     gate.check(family)
+    paths = RunPaths(file.parent)
+    quantization = file.stem.removeprefix("model-")
+    if file == paths.gguf(quantization) and runs.current_gguf(paths, quantization) is None:
+        raise GateError(
+            f"'{file}' was not made of the adapter that is there now.", f"Make it again: twin gguf {paths.root}"
+        )
     base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
     with reporter.task(f"Checking {file.name}"):
         passed = check_file(file, family, file_prompts(record, family), training_ids(base, family))
@@ -250,6 +258,19 @@ def _judged(modelfile: Path, family: Family, own: derive.Render) -> tuple[Family
     from twin.ollama.modelfile import read_modelfile
 
     said = read_modelfile(modelfile)
+    for command in ("renderer", "parser", "message", "adapter"):
+        if command in said.others:
+            raise GateError(
+                f"'{modelfile}' has {command.upper()}, so what is asked is not its TEMPLATE and the file alone.",
+                f"Take {command.upper()} out. For a model of yours: twin register",
+            )
+    plain = [text for texts in gate.CONTENTS.values() for text in texts]
+    for stop in said.stops:
+        if not stop or any(stop in text for text in plain):
+            raise GateError(
+                f"'{modelfile}' stops at {stop!r}, which stands in ordinary text: replies would be cut.",
+                f"Stop at {family.end_token!r}.",
+            )
     if said.template is None:
         raise GateError(
             f"'{modelfile}' has no TEMPLATE: Ollama would pick one that looks like the model's, and stops with it.",

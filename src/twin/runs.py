@@ -22,6 +22,11 @@ from twin.files import file_digest, read_json, write_json
 # What later steps read of run.json.
 _RECORD_KEYS = ("base_model", "base_hub_id", "family", "system_prompt", "result", "plan")
 _PLAN_KEYS = ("license", "max_length", "num_ctx", "temperature")
+_RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
+    **dict.fromkeys(("base_model", "base_hub_id", "family", "system_prompt", "license"), str),
+    **dict.fromkeys(("max_length", "num_ctx"), int),
+    "temperature": (int, float), "plan": dict, "result": dict,
+}  # fmt: skip
 _CHECKPOINT_JOB = "job.json"
 _CHECKPOINT_STATE = "trainer_state.json"  # transformers writes it last
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
@@ -316,6 +321,8 @@ def read_record(paths: RunPaths) -> dict[str, Any]:
         for key in keys:
             if key not in table:
                 raise UsageError(f"'{paths.record}' lacks '{key}'.", "Train again: twin train")
+            if not isinstance(table[key], _RECORD_TYPES.get(key, object)):
+                raise UsageError(f"'{paths.record}' has an odd '{key}'.", "Train again: twin train")
     return record
 
 

@@ -1,4 +1,4 @@
-"""The Modelfile read back by a port of Ollama's parser, and that port checked against the real one."""
+"""The Modelfile read back as Ollama reads it, and that reading checked against the real one."""
 
 from __future__ import annotations
 
@@ -12,59 +12,11 @@ from hypothesis import strategies as st
 
 from twin.errors import GateError, UsageError
 from twin.ollama.client import OllamaClient
-from twin.ollama.modelfile import model_name, modelfile
+from twin.ollama.modelfile import model_name, modelfile, parse, read_modelfile
 from twin.templates import load_family
 
 FAMILY = load_family("chatml")
 GGUF = "model-q8_0.gguf"
-
-
-def parse(text: str) -> list[tuple[str, str]]:
-    """``parser.ParseFile`` of Ollama 0.33 in Python, without the checks of command names."""
-    found: list[tuple[str, str]] = []
-    state, name, buffer = "nil", "", ""
-    for char in text:
-        blank, end = char in " \t", char in "\r\n"
-        if state == "comment":
-            state = "nil" if end else state
-        elif state == "nil":
-            if char == "#":
-                state = "comment"
-            elif not blank and not end:
-                state, buffer = "name", char
-        elif state in ("name", "parameter"):
-            if blank:
-                if state == "name" and buffer.lower() == "parameter":
-                    state = "parameter"
-                else:
-                    state, name = "value", buffer.lower()
-                buffer = ""
-            else:
-                assert char.isascii() and (char.isalnum() or char == "_"), f"no command: {buffer}{char}"
-                buffer += char
-        elif blank or end:
-            value = unquote(buffer.strip())
-            if value is None or blank:
-                buffer += char
-            else:
-                found.append((name, value))
-                state, buffer = "nil", ""
-        elif char.isprintable():
-            buffer += char
-    if state == "value":
-        value = unquote(buffer.strip())
-        assert value is not None, "unexpected EOF"
-        found.append((name, value))
-    else:
-        assert state in ("nil", "comment"), "unexpected EOF"
-    return found
-
-
-def unquote(text: str) -> str | None:
-    for mark in ('"""', '"'):
-        if text.startswith(mark):
-            return text[len(mark) : -len(mark)] if len(text) >= 2 * len(mark) and text.endswith(mark) else None
-    return text
 
 
 def dropped(text: str) -> str:
@@ -236,3 +188,50 @@ def test_the_real_parser_reads_what_the_port_reads(ollama: str, ollama_binary: s
     assert shown["license"] == read["license"]
     for line in ("temperature 0.25", "num_ctx 2048", 'stop "<|im_end|>"', 'stop "\\""', 'stop "\\n\\n"'):
         assert line in " ".join(shown["parameters"].split())
+
+
+@pytest.mark.parametrize(
+    ("text", "template", "stops"),
+    [
+        ('TEMPLATE """a\r\nb"""\r\n', "a\r\nb", []),
+        ("template {{ .Prompt }}  \nPARAMETER stop <|im_end|>  \n", "{{ .Prompt }}", ["<|im_end|>"]),
+        ('TEMPLATE "a\nb"\n', "a\nb", []),
+        ('TEMPLATE "{{ "x" }}{{ .Prompt }}"\n', '{{ "x" }}{{ .Prompt }}', []),
+        ('TEMPLATE good\nSYSTEM "You are\nTEMPLATE evil\nend"\n', "good", []),
+        ("TEMPLATE a\u200bb\u00a0c\x00\n", "abc", []),
+        ("FROM x\rTEMPLATE y\r", "y", []),
+        ('PARAMETER STOP a\nPARAMETER stop b\nPARAMETER stop "c d"\nPARAMETER temperature 1\n', None, ["b", "c d"]),
+        ('# TEMPLATE no\n\nTEMPLATE one\nTEMPLATE """two\n"""', "two\n", []),
+        ("", None, []),
+    ],
+)
+def test_anybodys_is_read_as_ollama_reads_it(tmp_path, text, template, stops):
+    file = tmp_path / "Modelfile"
+    file.write_bytes(text.encode())
+    said = read_modelfile(file)
+    assert (said.template, said.stops) == (template, stops)
+
+
+def test_what_is_no_modelfile(tmp_path):
+    file = tmp_path / "Modelfile"
+    for content, sentence in (
+        (b"\xff\xfe", "is no UTF-8 text"),
+        (b"FROM x\nTEMPERATURE 1\n", "has a command 'temperature'"),
+        (b'TEMPLATE """a', "ends in the middle of a command"),
+        (b"FR\xc3\x96M x\n", "has no command in"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(UsageError, match=sentence):
+            read_modelfile(file)
+    with pytest.raises(UsageError):
+        read_modelfile(tmp_path)
+
+
+@given(st.text(max_size=60))
+def test_any_text_is_read_or_refused(tmp_path_factory, text):
+    file = tmp_path_factory.mktemp("m") / "Modelfile"
+    file.write_bytes(text.encode("utf-8", "surrogatepass"))
+    try:
+        assert read_modelfile(file).others is not None
+    except UsageError as error:
+        assert error.hint

@@ -74,6 +74,7 @@ def test_a_default_system_prompt_stays_where_there_is_none():
         ("{% for", "{% nonsense %}{% for", "can't be rendered: Encountered unknown tag 'nonsense'"),
         ("'<|model|> '", "'<|model|> tools '", "says 'tools': Ollama would render it"),
         ("{{ bos_token }}", "{{ 1 / 0 }}", "can't be rendered"),
+        ("{{ bos_token }}", "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "without end"),
         ("{{ bos_token }}", "{{ messages.__class__.__mro__ }}", "can't be rendered"),
     ],
 )  # fmt: skip
@@ -83,6 +84,18 @@ def test_what_a_pair_cannot_say_is_refused(old, new, said):
         derive.derive(own(PLAIN.replace(old, new)), TOKENS)
     assert said in caught.value.message
     assert "twin presets list" in caught.value.hint
+
+
+def test_bos_is_the_pairs_to_write_where_the_tokenizer_does_not():
+    family = derive.derive(derive.own_template(PLAIN, "<s>", "</s>", adds_bos=False), TOKENS)
+    assert render(family, [Turn("user", "hi")]) == '<s><|user|>hi\n"<|model|>'
+    assert served.render_go(family.go, [Turn("user", "hi")]) == b'<s><|user|>hi\n"<|model|>'
+
+
+def test_a_name_is_not_believed_against_the_models_own_template():
+    chatml = load_family("chatml")
+    assert derive.choose("x/zephyr-7b-gemma", own(chatml.jinja, ""), TOKENS) == chatml
+    assert derive.choose("x/zephyr-7b-beta", own(load_family("zephyr").jinja, ""), TOKENS) == load_family("zephyr")
 
 
 def test_a_model_is_known_by_its_name_then_by_what_its_template_renders():

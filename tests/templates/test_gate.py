@@ -90,6 +90,13 @@ def test_a_word_at_which_ollama_leaves_our_template(family, words):
     assert f"says {' and '.join(map(repr, words))}: Ollama would render it instead" in message
 
 
+def test_a_jinja_that_takes_thoughts_out_of_replies(family):
+    for quote in "'\"":
+        words = f"{{# message.content.split({quote}</think>{quote}) #}}"
+        assert "Ollama would render it instead" in refusal(family, jinja=family.jinja + words)
+        gate.check(family.model_copy(update={"jinja": family.jinja + words + "{# reasoning_content #}"}))
+
+
 def test_one_mark_of_thinking_is_no_reason(family):
     gate.check(family.model_copy(update={"jinja": family.jinja + "{# <think> #}"}))
 
@@ -113,7 +120,8 @@ def test_a_stop_that_is_no_token_and_an_end_that_is_not_written(family):
 
 
 def test_a_jinja_that_fails(family):
-    assert "fails for a reply" in refusal(family, jinja="{{ messages[0].missing.deeper }}")
+    for jinja in ("{{ messages[0].missing.deeper }}", "{{ 1 + 'a' }}", "{{ 1 / 0 }}", "{{"):
+        assert "fails for a reply" in refusal(family, jinja=jinja)
 
 
 def test_a_row_of_the_user():
@@ -121,8 +129,9 @@ def test_a_row_of_the_user():
     go = chatml.go.replace("{{ .Content }}", "{{ if ne .Content `mine` }}{{ .Content }}{{ end }}")
     broken = chatml.model_copy(update={"go": go})
     assert gate.check(broken, [[Turn("user", "yours")]])
-    with pytest.raises(GateError, match="differs for your own row 2, at byte 17"):
+    with pytest.raises(GateError, match="differs for your own row 2, at byte 17") as caught:
         gate.check(broken, [[Turn("user", "yours")], [Turn("user", "mine")]])
+    assert caught.value.hint.endswith("without the words of your row that stand there.")
 
 
 contents = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

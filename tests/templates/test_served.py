@@ -22,6 +22,7 @@ TRIMMED = "{{- if .System }}<s>{{ .System }}{{ end }}\n{{- if .Prompt }}<u>{{ .P
         (TRIMMED, [S, U, A, AGAIN], "<s>S<u>u<a>a<e><u>v<a>"),
         ("{{ .Prompt }} ", [U], "u "),
         ("{{ if .Prompt }}{{ .Prompt }}[{{- .Response -}}]{{ end }}", [U, A, AGAIN], "u[a]v["),
+        ("{{/* newer ones use .Messages */}}.Messages {{ .Prompt }}", [U], ".Messages u"),
         ("{{ if .Tools }}x{{ end }}{{ range .Messages }}{{ .Role }}{{ .Thinking }}|{{ end }}", [S, U], "system|user|"),
     ],
 )
@@ -29,6 +30,15 @@ def test_rendered(template, turns, text):
     assert served.render_go(template, turns) == text.encode()
 
 
-def test_a_response_that_is_more_than_a_place_is_refused():
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{ if .Response }}x{{ end }}{{ .Prompt }}",
+        "{{ print .Response }}{{ .Prompt }}{{ .Response }}",
+        "{{ if .Prompt }}{{ .Prompt }}{{ .Response }}{{ else }}{{ .Response }}{{ end }}",
+    ],
+)
+def test_a_response_that_is_more_than_a_place_is_refused(template):
+    """Ollama cuts the parsed template at its first mention, and fails where that leaves half a branch."""
     with pytest.raises(GateError, match=r"uses \.Response in a way that twin does not render"):
-        served.render_go("{{ if .Response }}x{{ end }}{{ .Prompt }}", [U])
+        served.render_go(template, [U])

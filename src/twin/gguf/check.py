@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from twin.errors import GateError
-from twin.gguf.reader import open_reader
+from twin.gguf.reader import open_reader, text_of
 from twin.llama import open_gguf
 from twin.records import Turn
 from twin.templates import Family, gate
@@ -23,8 +23,7 @@ def read_template(path: Path) -> str | None:
     Raises:
         UsageError: no GGUF, or a damaged one.
     """
-    found = open_reader(path).get_field("tokenizer.chat_template")
-    return None if found is None else str(found.contents())
+    return text_of(open_reader(path), "tokenizer.chat_template")
 
 
 def check(
@@ -47,8 +46,7 @@ def check(
     """
     again = "Make it again with twin, which puts its own in: twin gguf"
     reader = open_reader(path)
-    found = reader.get_field("tokenizer.chat_template")
-    jinja = "" if found is None else str(found.contents())
+    jinja = text_of(reader, "tokenizer.chat_template") or ""
     if jinja != family.jinja:
         gate.check_words(jinja, f"The Jinja in '{path.name}'", again)
         place = gate.first_difference(jinja.encode(), family.jinja.encode(), ("the file", "ours"))

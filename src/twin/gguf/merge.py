@@ -6,7 +6,6 @@ torch, transformers and peft are at the top.
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import peft
@@ -15,12 +14,8 @@ import transformers
 
 from twin.errors import GateError, UsageError
 from twin.files import read_json, write_json
+from twin.gguf.vocabulary import copy_tokenizer
 from twin.templates import Family
-
-_TOKENIZER_FILES = (
-    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
-    "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json",
-)  # fmt: skip
 
 
 def merge(base: Path, adapter: Path | None, family: Family, target: Path) -> None:
@@ -55,9 +50,7 @@ def merge(base: Path, adapter: Path | None, family: Family, target: Path) -> Non
             )
         model = wrapped.merge_and_unload(safe_merge=True)
     model.to(torch.float16).save_pretrained(target, safe_serialization=True)
-    for name in _TOKENIZER_FILES:
-        if (base / name).is_file():
-            shutil.copyfile(base / name, target / name)
+    copy_tokenizer(base, target)
     # A template may stand in the configuration or in a file: the converter takes the first, and others the second.
     config = target / "tokenizer_config.json"
     if config.is_file():

@@ -45,3 +45,16 @@ def open_reader(path: Path) -> GGUFReader:
     except (ValueError, KeyError, IndexError, OSError, OverflowError, struct.error):
         pass
     raise UsageError(f"'{path}' is no GGUF, or it is cut short.", "Copy it again, or make it anew: twin gguf")
+
+
+def text_of(reader: GGUFReader, key: str) -> str | None:
+    """Return a text of a file's metadata; None where there is none.
+
+    Raises:
+        UsageError: it is no text.
+    """
+    found = reader.get_field(key)
+    try:
+        return None if found is None else str(found.contents())
+    except UnicodeDecodeError:
+        raise UsageError(f"'{key}' of the GGUF is no UTF-8 text.", "Make the file anew: twin gguf") from None

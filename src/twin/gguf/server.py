@@ -70,6 +70,14 @@ class LlamaServer:
         except httpx.HTTPError:
             raise MachineError(f"No llama-server answers at {self.url}.", "Start it, or name it: --host URL") from None
 
+    def file_name(self) -> str:
+        """Return the name of the file that it has loaded.
+
+        Raises:
+            StepError: it is no llama-server.
+        """
+        return Path(str(self._ask("GET", "/props", None, "model_path", str))).name
+
     def apply_template(self, turns: Sequence[Turn]) -> str:
         """Return the prompt that it renders for turns.
 
@@ -108,8 +116,11 @@ class LlamaServer:
         return choices[0] if choices and isinstance(choices[0], dict) else {}
 
     def _post(self, path: str, body: dict[str, Any], key: str, kind: type) -> Any:
+        return self._ask("POST", path, body, key, kind)
+
+    def _ask(self, method: str, path: str, body: dict[str, Any] | None, key: str, kind: type) -> Any:
         try:
-            with self._http.stream("POST", path, json=body) as answer:
+            with self._http.stream(method, path, json=body) as answer:
                 raw = b""
                 for piece in answer.iter_bytes():
                     raw += piece

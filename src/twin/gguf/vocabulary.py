@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 from filelock import FileLock
@@ -13,7 +14,19 @@ from twin.gguf import converter
 from twin.progress import Reporter
 from twin.runs import cache_dir
 
-_READ = ("config.json", "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt")
+# What a GGUF's vocabulary is made of, before training and after.
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json",
+    "added_tokens.json", "vocab.json", "merges.txt", "generation_config.json",
+)  # fmt: skip
+
+
+def copy_tokenizer(base: Path, target: Path) -> list[Path]:
+    """Copy the tokenizer's files of a checkpoint into another folder; return the ones that there are."""
+    found = [base / name for name in _TOKENIZER_FILES if (base / name).is_file()]
+    for file in found:
+        shutil.copyfile(file, target / file.name)
+    return found
 
 
 def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter) -> Path:
@@ -29,7 +42,7 @@ def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter
         TwinError: what the converter refuses.
     """
     script = converter.find_converter(llama_cpp, reporter)
-    found = sorted(file for pattern in _READ for file in base.glob(pattern))
+    found = [base / name for name in ("config.json", *_TOKENIZER_FILES) if (base / name).is_file()]
     about = {"name": name, "twin": __version__, "converter": str(script), "script": file_digest(script)}
     home = cache_dir() / "vocabularies"
     target = home / f"{fingerprint(about, found)[:16]}.gguf"
@@ -38,6 +51,11 @@ def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter
     with FileLock(f"{target}.lock"):
         if not target.exists():
             with scratch_dir(target) as scratch, file_errors(target, "write"):
-                converter.convert(script, base, scratch / "vocabulary.gguf", reporter, name, vocabulary_only=True)
-                (scratch / "vocabulary.gguf").replace(target)
+                checkpoint = scratch / "checkpoint"
+                checkpoint.mkdir()
+                copy_tokenizer(base, checkpoint)
+                shutil.copyfile(base / "config.json", checkpoint / "config.json")
+                made = scratch / "vocabulary.gguf"
+                converter.convert(script, checkpoint, made, reporter, name, vocabulary_only=True)
+                made.replace(target)
     return target

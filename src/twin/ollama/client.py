@@ -51,11 +51,12 @@ class Chunk(TypedDict):
     done: bool
 
 
-def resolve_host(value: str | None = None) -> str:
+def resolve_host(value: str | None = None, of: str = "an Ollama") -> str:
     """Return the URL of the Ollama to talk to, read as Ollama itself reads ``OLLAMA_HOST``.
 
     Args:
         value: the flag's value; without one ``OLLAMA_HOST`` counts, then ``127.0.0.1:11434``.
+        of: what messages call the server.
 
     Returns:
         ``scheme://host:port`` and a path where one was given, with a host that a client can connect to.
@@ -65,8 +66,9 @@ def resolve_host(value: str | None = None) -> str:
     """
     given = value or os.environ.get("OLLAMA_HOST") or DEFAULT_HOST
     text = given.strip().strip("\"'")
+    shown = re.sub(r"[^/\s]*@", "…@", given)  # a login would stand in terminals and logs
     wrong = UsageError(
-        f"'{given}' is not an address of an Ollama{'' if value else ' (OLLAMA_HOST)'}.",
+        f"'{shown}' is not an address of {of}{'' if value else ' (OLLAMA_HOST)'}.",
         "Write host:port or a URL, e.g. 127.0.0.1:11434 or https://ollama.example.org",
     )
     scheme, separator, rest = text.partition("://")

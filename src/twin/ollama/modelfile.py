@@ -15,48 +15,106 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from twin.errors import GateError, UsageError, file_errors
+from twin.foreign import bounded, one_line
 from twin.templates import Family
 
 _PART = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}"
 _MODEL_NAME = re.compile(
     rf"(?:(?:[A-Za-z0-9_][A-Za-z0-9_.:-]{{0,349}}/)?[A-Za-z0-9_][A-Za-z0-9_-]{{0,79}}/)?{_PART}(?::{_PART})?"
 )
-_COMMAND = re.compile(
-    r"^[ \t]*(?P<command>PARAMETER[ \t]+\S+|MESSAGE[ \t]+\S+|[A-Z]+)[ \t]+"
-    r'(?:"""(?P<long>.*?)"""[ \t]*$|"(?P<quoted>[^"\n]*)"[ \t]*$|(?P<plain>[^\n]*))',
-    re.IGNORECASE | re.MULTILINE | re.DOTALL,
-)
+_COMMANDS = ("from", "adapter", "license", "template", "system", "requires", "renderer", "parser")
+_KEYED = ("parameter ", "message ")
+_GRAMMAR = "See https://github.com/ollama/ollama/blob/main/docs/modelfile.md"
 _LINE = re.compile(r"([^\r\n]*)([\r\n]|\Z)")
 
 
 class Read(NamedTuple):
-    """What somebody's Modelfile says of prompts: its template, None where it has none, and its stops."""
+    """What somebody's Modelfile says of prompts.
+
+    Args:
+        template: the Go template; None where it has none.
+        stops: the values of ``PARAMETER stop``.
+        others: the commands, in small letters, that it holds besides.
+    """
 
     template: str | None
     stops: list[str]
+    others: list[str]
 
 
 def read_modelfile(path: Path) -> Read:
-    """Return the template and the stops of a Modelfile of anybody's; the last TEMPLATE counts, as in Ollama.
+    """Return what a Modelfile of anybody's says of prompts, read as Ollama reads it; the last TEMPLATE counts.
 
     Raises:
-        UsageError: it can't be read, or it is no text.
+        UsageError: it can't be read, it is no text, or Ollama would refuse it.
     """
     with file_errors(path, "read"):
         raw = path.read_bytes()
     try:
-        text = raw.decode("utf-8-sig").replace("\r\n", "\n")
+        text = raw.decode("utf-8-sig")
     except UnicodeDecodeError:
         raise UsageError(f"'{path}' is no UTF-8 text.", "Name a Modelfile.") from None
-    template, stops = None, []
-    for found in _COMMAND.finditer(text):
-        value = next(part for part in (found["long"], found["quoted"], found["plain"]) if part is not None)
-        command = " ".join(found["command"].split()).lower()
-        if command == "template":
-            template = value
-        elif command == "parameter stop":
-            stops.append(value)
-    return Read(template, stops)
+    commands = parse(text, f"'{path}'")
+    for name, _ in commands:
+        if name not in _COMMANDS and not name.startswith(_KEYED):
+            raise UsageError(f"'{path}' has a command {name!r}, which Ollama does not know.", "See ollama help create.")
+    templates = [value for name, value in commands if name == "template"]
+    stops = [value for name, value in commands if name == "parameter stop"]
+    return Read(templates[-1] if templates else None, stops, [name.partition(" ")[0] for name, _ in commands])
+
+
+def parse(text: str, whose: str = "The Modelfile") -> list[tuple[str, str]]:
+    """Return the commands of a Modelfile and their values, read character by character as Ollama reads them.
+
+    Commands come in small letters; ``parameter`` and ``message`` with the word behind them, as it is written.
+
+    Raises:
+        UsageError: a name that is none, or a value that does not end.
+    """
+    found: list[tuple[str, str]] = []
+    state, name, buffer = "nil", "", ""
+    for char in text:
+        blank, end = char in " \t", char in "\r\n"
+        if state == "comment":
+            state = "nil" if end else state
+        elif state == "nil":
+            if char == "#":
+                state = "comment"
+            elif not blank and not end:
+                state, buffer = "name", char
+        elif state in ("name", "key"):
+            if blank:
+                name = f"{name} {buffer}" if state == "key" else buffer.lower()
+                state = "key" if state == "name" and name in ("parameter", "message") else "value"
+                buffer = ""
+            elif char.isascii() and (char.isalnum() or char in "_-"):
+                buffer += char
+            else:
+                raise UsageError(f"{whose} has no command in {bounded(one_line(buffer + char), 80)!r}.", _GRAMMAR)
+        elif blank or end:
+            value = _unquoted(buffer.strip())
+            if value is None or blank:
+                buffer += char
+            else:
+                found.append((name, value))
+                state, buffer = "nil", ""
+        elif char.isprintable():
+            buffer += char
+    value = _unquoted(buffer.strip()) if state == "value" else None
+    if state == "value" and value is not None:
+        found.append((name, value))
+    elif state not in ("nil", "comment"):
+        raise UsageError(f"{whose} ends in the middle of a command.", _GRAMMAR)
+    return found
+
+
+def _unquoted(value: str) -> str | None:
+    """Return a value without its quotes; None where they are not closed."""
+    for quotes in ('"""', '"'):
+        if value.startswith(quotes):
+            whole = len(value) >= 2 * len(quotes) and value.endswith(quotes)
+            return value[len(quotes) : -len(quotes)] if whole else None
+    return value
 
 
 def model_name(name: str) -> str:

@@ -30,6 +30,7 @@ from twin.templates import Family, family_names, gate, load_family, render
 from twin.templates.served import render_go
 
 NAME = "derived"
+_MOST_STEPS = 100_000  # of all loops over range together; the sandbox bounds each one alone
 _DAYS = ("26 Jul 2024", "01 Jan 2031")
 _HINT = "Use a base model of a family that twin knows (twin presets list), or one whose template is plainer."
 
@@ -52,13 +53,14 @@ class Literals(NamedTuple):
     prompt: str  # after the last user's text
 
 
-def own_template(jinja: str, bos: str, eos: str) -> Render:
+def own_template(jinja: str, bos: str, eos: str, adds_bos: bool = True) -> Render:
     """Return a function that renders turns as a model's own Jinja does, without a leading BOS.
 
     Args:
         jinja: the ``chat_template`` of a tokenizer or a GGUF: untrusted, so it runs in a sandbox.
-        bos: the BOS token's text, which the tokenizer writes and not the template; empty for none.
+        bos: the BOS token's text; empty for none.
         eos: the EOS token's text.
+        adds_bos: the tokenizer writes BOS, so one that the template writes is not the pair's to write.
 
     Raises:
         GateError: by the function, or at once: the Jinja can't be rendered, or it writes the date.
@@ -78,14 +80,23 @@ def own_template(jinja: str, bos: str, eos: str) -> Render:
 
     def on(day: str, turns: Sequence[Turn]) -> str:
         messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        left = _MOST_STEPS
+
+        def steps(*bounds: int) -> range:
+            nonlocal left
+            left -= len(range(*bounds))
+            if left < 0:
+                raise TemplateError("it counts without end")
+            return range(*bounds)
+
         try:
             text = compiled(plain).render(
                 messages=messages, add_generation_prompt=True, bos_token=bos, eos_token=eos,
-                raise_exception=refuse, strftime_now=lambda _: day,
+                raise_exception=refuse, strftime_now=lambda _: day, range=steps,
             )  # fmt: skip
         except Exception as error:  # somebody's program: it may fail in any way
             raise GateError(f"The model's own chat template can't be rendered: {str(error)[:200]}.", _HINT) from None
-        return str(text).removeprefix(bos) if bos else str(text)
+        return str(text).removeprefix(bos) if adds_bos else str(text)
 
     def rendered(turns: Sequence[Turn]) -> str:
         text, later = (on(day, turns) for day in _DAYS)
@@ -146,9 +157,23 @@ def choose(model: str, own: Render | None, control_tokens: Sequence[str]) -> Fam
     """
     short = model.rstrip("/").rpartition("/")[2]
     for family in map(load_family, family_names()):
-        if any(fnmatchcase(short.lower(), pattern.lower()) for pattern in family.models):
+        if any(fnmatchcase(short.lower(), pattern.lower()) for pattern in family.models) and _alike(family, own):
             return family
     return fitting(own, control_tokens) if own else None
+
+
+def _alike(family: Family, own: Render | None) -> bool:
+    """Say whether a model's own template marks turns as the family does; yes where it can't be asked.
+
+    What it does besides, a default system prompt or the date in it, is what a family leaves out.
+    """
+    if own is None:
+        return True
+    try:
+        theirs = _pieces(own, _TALK)
+    except GateError:
+        return True
+    return theirs[1:-1] == _pieces(lambda turns: render(family, turns), _TALK)[1:-1]
 
 
 def fitting(own: Render, control_tokens: Sequence[str]) -> Family:
@@ -300,5 +325,5 @@ def facts_of(tokenizer: Any) -> tuple[Render | None, list[str]]:
     tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     bos = str(tokenizer.bos_token or "")
     adds_bos = bool(tokenizer("")["input_ids"]) and bool(bos)
-    own = own_template(jinja, bos if adds_bos else "", str(tokenizer.eos_token or "")) if jinja else None
+    own = own_template(jinja, bos, str(tokenizer.eos_token or ""), adds_bos) if jinja else None
     return own, tokens

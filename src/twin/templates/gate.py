@@ -18,8 +18,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, cycle
 
-from jinja2 import TemplateError
-
 from twin.errors import GateError
 from twin.records import Role, Turn
 from twin.templates import Family, render
@@ -58,7 +56,11 @@ CONTENTS = {
     "fractions and other digits": ("½", "٣", "४ ① Ⅷ ²"),
     "nothing": ("",),
 }
+# How some templates take thoughts out of earlier replies, which Ollama reads as thinking too.
+_SPLITS = (("content.split('</think>')",), ('content.split("</think>")',))
 ROLES: dict[str, Role] = {"S": "system", "E": "system", "U": "user", "A": "assistant"}
+_ROW = "your own row"
+_OWN = "The pair is twin's own: please report it, without the words of your row that stand there."
 _REPORT = "The pair is twin's own, and nothing goes on with it like this: please report this line."
 
 
@@ -98,8 +100,8 @@ def check_words(jinja: str, whose: str, hint: str) -> None:
     Raises:
         GateError: the word.
     """
-    for words in (("tools",), ("tool_call",), ("<think>", "</think>")):
-        if all(word in jinja for word in words):
+    for words in (("tools",), ("tool_call",), ("<think>", "</think>"), *_SPLITS):
+        if all(word in jinja for word in words) and (words not in _SPLITS or "reasoning_content" not in jinja):
             raise GateError(
                 f"{whose} says {' and '.join(map(repr, words))}: Ollama would render it instead of the Go template, "
                 "and not ask what was trained.",
@@ -147,7 +149,8 @@ def check_rendering(family: Family, prompts: Iterable[Sequence[Turn]] = ()) -> i
         theirs = _jinja(family, turns, name)
         if ours != theirs:
             parting = first_difference(ours, theirs, ("the Go template", "the Jinja"))
-            raise GateError(f"The pair of family '{family.name}' differs for {name}, at {parting}.", _REPORT)
+            hint = _OWN if name.startswith(_ROW) else _REPORT
+            raise GateError(f"The pair of family '{family.name}' differs for {name}, at {parting}.", hint)
         count += 1
     return count
 
@@ -174,7 +177,7 @@ def check_ids(
     count = 0
     for name, turns in prompts:
         ours, theirs = list(training(turns)), list(served(render(family, turns)))
-        if ours != theirs:
+        if ours != theirs:  # what is shown of it is the person's own where it is their row
             pairs = zip(ours, theirs, strict=False)
             at = next((at for at, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ours), len(theirs)))
             byte = sum(len(piece(token)) for token in ours[:at])
@@ -222,6 +225,8 @@ def check_server(
 def check_end(family: Family, ids: Sequence[int], ends_generation: bool) -> None:
     """Refuse a vocabulary in which the end of a reply is no single token that ends generation.
 
+    Being a stop is not enough: servers compare stops with text, and a control token is none.
+
     Args:
         family: the pair.
         ids: what llama.cpp makes of its end token, without BOS.
@@ -230,17 +235,17 @@ def check_end(family: Family, ids: Sequence[int], ends_generation: bool) -> None
     Raises:
         GateError: the end token, and the family.
     """
-    if len(ids) != 1 or not (ends_generation or family.end_token in family.stops):
+    if len(ids) != 1 or not ends_generation:
+        what = f"{len(ids)} ids" if len(ids) != 1 else "no end of generation"
         raise GateError(
-            f"A reply of family '{family.name}' ends with {family.end_token!r}, which is {len(ids)} ids in this "
-            f"vocabulary{'' if len(ids) != 1 else ' and neither an end of generation nor a stop'}.",
+            f"A reply of family '{family.name}' ends with {family.end_token!r}, which is {what} in this vocabulary.",
             "Use a base model of that family, or another preset: twin presets list",
         )
 
 
 def cases(family: Family, prompts: Iterable[Sequence[Turn]] = ()) -> Iterator[tuple[str, list[Turn]]]:
     """Yield each shape with each content, then the user's own prompts, merged as Ollama does, and their names."""
-    rows = ((f"your own row {at}", turns) for at, turns in enumerate(prompts, start=1))
+    rows = ((f"{_ROW} {at}", turns) for at, turns in enumerate(prompts, start=1))
     for name, turns in chain(_matrix(family), rows):
         yield name, merged(turns)
 
@@ -257,8 +262,8 @@ def _matrix(family: Family) -> Iterator[tuple[str, Sequence[Turn]]]:
 def _jinja(family: Family, turns: Sequence[Turn], name: str) -> bytes:
     try:
         return render(family, turns).encode("utf-8", "replace")
-    except TemplateError as error:
-        raise GateError(f"The Jinja of family '{family.name}' fails for {name}: {error}.", _REPORT) from None
+    except Exception as error:  # a template is a program, and a run.json's may be anybody's
+        raise GateError(f"The Jinja of family '{family.name}' fails for {name}: {str(error)[:200]}.", _REPORT) from None
 
 
 def first_difference(left: bytes, right: bytes, names: tuple[str, str]) -> str:

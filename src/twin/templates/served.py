@@ -18,6 +18,8 @@ from twin.templates import go
 _REPLY = re.compile(r"\{\{-?\s*\.Response\s*-?\}\}")
 # Of a request without tools that leaves thinking as it is.
 _PLAIN = {"Tools": [], "Think": False, "ThinkLevel": "", "IsThinkSet": False}
+_COMMENT = re.compile(r"\{\{-?\s*/\*.*?\*/\s*-?\}\}", re.DOTALL)
+_ACTION = re.compile(r"\{\{.*?\}\}", re.DOTALL)
 _OPENS = re.compile(r"\{\{-?\s*(if|range|end)\b")
 
 
@@ -37,7 +39,8 @@ def render_go(source: str, turns: Sequence[Turn]) -> bytes:
     Raises:
         GateError: the template has what twin does not render, or what Ollama does not give it.
     """
-    if ".Messages" not in source:
+    actions = " ".join(_ACTION.findall(_COMMENT.sub("", source)))
+    if ".Messages" not in actions:
         return _by_exchange(source, turns)
     messages = [
         {"Role": turn.role, "Content": turn.content, "Thinking": "", "ToolCalls": [], "ToolName": ""} for turn in turns
@@ -46,16 +49,29 @@ def render_go(source: str, turns: Sequence[Turn]) -> bytes:
     return go.parse(source).render({**_PLAIN, "System": system, "Messages": messages, "Response": ""})
 
 
+def _opened(text: str) -> list[str]:
+    """Return the words that opened blocks which are still open at the end of ``text``."""
+    words: list[str] = []
+    for word in _OPENS.findall(text):
+        if word == "end":
+            words = words[:-1]
+        else:
+            words.append(word)
+    return words
+
+
 def _by_exchange(source: str, turns: Sequence[Turn]) -> bytes:
     whole = source if ".Response" in source else source + "{{ .Response }}"
     reply = _REPLY.search(whole)
-    if reply is None:
+    named = [action for action in _ACTION.findall(_COMMENT.sub("", whole)) if ".Response" in action]
+    in_branch = re.search(r"\{\{-?\s*else", whole) and reply and len(_opened(whole[: reply.start()])) > 0
+    if reply is None or in_branch or not all(_REPLY.fullmatch(action) for action in named):
         raise GateError(
             "The Go template uses .Response in a way that twin does not render.",
-            "Write it alone, where the reply belongs: {{ .Response }}",
+            "Write it alone and in no branch with an else, where the reply belongs: {{ .Response }}",
         )
     before = whole[: reply.start()]
-    opened = sum(-1 if word == "end" else 1 for word in _OPENS.findall(before))
+    opened = len(_opened(before))
     begun = before + (reply[0][:3] if reply[0].startswith("{{-") else "{{") + ' "" }}' + "{{ end }}" * opened
     out, now = b"", {"System": "", "Prompt": "", "Response": ""}
     slots = {"system": "System", "user": "Prompt", "assistant": "Response"}

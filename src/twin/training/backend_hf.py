@@ -195,18 +195,26 @@ class _Log(transformers.TrainerCallback):
         ]
 
 
-def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:
+def load_model(folder: Path, device: str, dtype: torch.dtype, max_length: int) -> Any:
     """Return the base model of ``folder`` with prefix-tree attention.
+
+    Args:
+        folder: the checkpoint.
+        device: where it goes.
+        dtype: of its weights.
+        max_length: most tokens of a sample; a sliding window that is no shorter hides nothing of it.
 
     Raises:
         GateError: an architecture whose attention is not the plain causal one that the tree computes.
     """
     attention.register()
     config = transformers.AutoConfig.from_pretrained(folder)
-    if getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True):
+    window = getattr(config, "sliding_window", None)
+    if window and getattr(config, "use_sliding_window", True) and window < max_length:
         raise GateError(
-            f"'{config.model_type}' attends through a sliding window, which prefix packing does not compute yet.",
-            "Use another base model: twin presets list",
+            f"'{config.model_type}' attends through a window of {window} tokens, and samples of up to {max_length} are "
+            "longer, which prefix packing does not compute yet.",
+            f"Use --max-length {window}, or another base model: twin presets list",
         )
     if getattr(config, "attn_logit_softcapping", None):
         raise GateError(
@@ -308,7 +316,7 @@ def train(job: Job, reporter: Reporter) -> Trained:
     device = choose_device(plan.device)
     dtype, why = choose_dtype(device)
     with reporter.task("Loading the base model"):
-        model = add_lora(load_model(job.base, device, dtype), plan)
+        model = add_lora(load_model(job.base, device, dtype, plan.max_length), plan)
     steps = plan_steps(job.train, plan)
     with reporter.task("Held-out loss before", len(job.held_out)) as task:
         before = held_out(model, job.held_out, dtype, task.advance)
