@@ -74,7 +74,7 @@ def test_a_default_system_prompt_stays_where_there_is_none():
         ("{% for", "{% nonsense %}{% for", "can't be rendered: Encountered unknown tag 'nonsense'"),
         ("'<|model|> '", "'<|model|> tools '", "says 'tools': Ollama would render it"),
         ("{{ bos_token }}", "{{ 1 / 0 }}", "can't be rendered"),
-        ("{{ bos_token }}", "{% for a in range(9999) %}{% for b in range(9999) %}{% endfor %}{% endfor %}", "without end"),
+        ("{{ bos_token }}", "{% for a in range(9999) %}" * 2 + "{% endfor %}" * 2, "it counts without end"),
         ("{{ bos_token }}", "{{ messages.__class__.__mro__ }}", "can't be rendered"),
     ],
 )  # fmt: skip

@@ -63,7 +63,7 @@ def read_modelfile(path: Path) -> Read:
     return Read(templates[-1] if templates else None, stops, [name.partition(" ")[0] for name, _ in commands])
 
 
-def parse(text: str, whose: str = "The Modelfile") -> list[tuple[str, str]]:
+def parse(text: str, whose: str = "The Modelfile") -> list[tuple[str, str]]:  # noqa: PLR0912 - one state machine
     """Return the commands of a Modelfile and their values, read character by character as Ollama reads them.
 
     Commands come in small letters; ``parameter`` and ``message`` with the word behind them, as it is written.
