@@ -9,8 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from tests import vocabularies
+from tests.conftest import ROOT
 from tests.gguf_variants import TEMPLATE, write_variant
-from twin import prove
+from twin import pipeline, prove
 from twin.basemodel import BaseModel
 from twin.errors import GateError, StepError, UsageError
 from twin.gguf.server import find_server, serve
@@ -252,3 +253,42 @@ def test_nothing_there():
         check(Path("nowhere"))
     with pytest.raises(UsageError, match="There is no finished run"):
         check(None)
+
+
+def test_the_refusal_that_the_readme_shows(smollm2_gguf, tmp_path):
+    readme = " ".join((ROOT / "README.md").read_text("utf-8").split())
+    modelfile = tmp_path / "Modelfile"
+    modelfile.write_text(PEERS)
+    with pytest.raises(GateError) as caught:
+        check(smollm2_gguf, modelfile=modelfile)
+    said = caught.value.message.replace(str(modelfile), "Modelfile")
+    assert f"Error: {said} Hint: {caught.value.hint}" in readme
+
+
+# ---------------------------------------------------------------- another family, the whole road
+
+
+@pytest.mark.slow
+def test_a_preset_of_another_family_is_trained_made_and_checked(isolated):
+    """Phi-3 with two layers of random weights: fused projections, a window, blanks that its tokens drop."""
+    base = vocabularies.tiny("Phi-3-mini-4k-instruct", isolated / "Phi-3-mini-tiny")
+    rows = [
+        {"messages": [{"role": "system", "content": "Be Ana."}, {"role": "user", "content": f"how is day {number}?"},
+                      {"role": "assistant", "content": f"fine, {number} of them.. ½"}]}
+        for number in range(24)
+    ]  # fmt: skip
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    given = {"preset": "phi-3-mini", "model": str(base), "dataset": Path("rows.jsonl"), "epochs": 1, "name": "phi"}
+    settings = load_settings(train=given, gguf={"quantization": ["q8_0"]})
+    done = pipeline.train(settings, Silent())
+    assert done.record["family"] == "phi3"
+    assert done.record["pair"]["gguf_name"] == "phi-3"
+    (made,) = pipeline.gguf(None, settings, Silent()).files
+    assert made["checks"]["template"] == "family phi3, byte for byte"
+    passed = prove.check(None, settings, Silent()).checks
+    assert passed["adapter"]["ids"].endswith("prompts, the same in llama.cpp")
+    assert passed["model-q8_0.gguf"]["end_token"] == "<|end|>"
+    weights = done.paths.adapter_weights
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(GateError, match="was not made of the adapter that is there now"):
+        prove.check(None, settings, Silent())

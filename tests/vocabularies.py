@@ -49,7 +49,7 @@ LLAMA_CPP = packages.PackageFile(
     keep=(f"{_MODELS}/ggml-vocab-", f"{_MODELS}/templates/"),
     source=True,
 )
-_VERSION = 1  # of what is built below
+_VERSION = 2  # of what is built below
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ def tiny_config(architecture: str, vocabulary: int) -> Any:
         "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 32, "max_position_embeddings": 4096,
     }  # fmt: skip
     if architecture == "Phi3":
-        small |= {"original_max_position_embeddings": 4096, "pad_token_id": None}
+        small |= {"original_max_position_embeddings": 4096, "pad_token_id": None, "sliding_window": 2047}
         del small["head_dim"]
     config = getattr(transformers, f"{architecture}Config")(**small)
     config.architectures = [f"{architecture.removesuffix('Text')}ForCausalLM"]
