@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from twin import files, runs
+from twin.curate import need
 from twin.errors import GateError, UsageError
 from twin.presets import Preset, TrainPlan
 from twin.progress import Reporter
@@ -208,6 +209,7 @@ def _check_own(
     file: Path, record: dict[str, Any], family: Family, settings: Settings, reporter: Reporter
 ) -> dict[str, str]:
     """Check a run's GGUF: its template, ids and end, and what llama.cpp's own server makes of it where one is found."""
+    need("gguf", "llama_cpp", "transformers", "gguf")
     from twin import basemodel
     from twin.gguf.check import check as check_file
     from twin.gguf.server import find_server, serve
@@ -232,6 +234,7 @@ def _check_own(
 
 def _check_foreign(file: Path, modelfile: Path | None) -> Checked:
     """Check a GGUF that no run of twin made: its own Jinja against the Go template that would serve it."""
+    need("gguf", "llama_cpp", "gguf")
     from twin.gguf.check import read_template
     from twin.llama import open_gguf
 
