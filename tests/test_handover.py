@@ -6,15 +6,18 @@ import json
 import shlex
 from pathlib import Path
 
+import httpx
 import pytest
 
 from tests.gguf_variants import TEMPLATE, write_variant
 from twin import basemodel, handover, runs
 from twin.errors import GateError, MachineError, UsageError
-from twin.gguf.server import LlamaServer, find_server
+from twin.gguf.server import LlamaServer, find_server, serve
+from twin.llama import open_gguf
 from twin.progress import Silent
+from twin.records import Turn
 from twin.settings import load_settings
-from twin.templates import load_family
+from twin.templates import load_family, render
 
 PLAN = {"license": "Apache-2.0", "max_length": 512, "num_ctx": 2048, "temperature": 0.7}
 
@@ -81,7 +84,6 @@ def test_a_server_that_does_not_answer(run, ours):
 )
 def test_something_else_than_a_llama_server(httpserver, answer, status):
     from twin.errors import StepError
-    from twin.records import Turn
 
     httpserver.expect_request("/apply-template").respond_with_data(answer, status=status)
     server = LlamaServer(httpserver.url_for(""))
@@ -115,6 +117,13 @@ def test_a_llama_server_asks_what_was_trained_or_is_refused(run, ours, smollm2_g
         "rendering": "120 prompts as in training, byte for byte",
         "prompt ids": "120 prompts, the ids of training",
     }
+    # And it answers as the file itself does, asked here.
+    asked = {"messages": [{"role": "user", "content": "What is tea?"}], "max_tokens": 16, "temperature": 0, "top_k": 1}
+    with serve(folder / "llama-server", ours) as server:
+        answer = httpx.post(f"{server.url}/v1/chat/completions", json=asked, timeout=60, trust_env=False).json()
+    with open_gguf(ours, num_ctx=2048) as model:
+        ids = model.ids(render(load_family("chatml"), [Turn("user", "What is tea?")]))
+        assert answer["choices"][0]["message"]["content"] == "".join(model.reply(ids, temperature=0.0, max_tokens=16))
     with pytest.raises(
         GateError, match="llama-server renders family 'chatml' in another way for a user's turn with plain"
     ):

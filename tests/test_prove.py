@@ -122,14 +122,24 @@ def test_a_run_keeps_the_pair_that_it_was_trained_with():
 def test_ids_that_differ_are_shown_side_by_side():
     family, pieces = load_family("chatml"), {1: b"yes", 2: b"\xc3", 3: b"\xa9"}
     prompts = [("a user's turn with x", [Turn("user", "x")])]
-    assert gate.check_ids(family, prompts, lambda _: [1, 2], lambda _: [1, 2], pieces.get) == 1
+    assert gate.check_ids(family, prompts, lambda _: [1, 2], lambda text: [1, 2] if text else [], pieces.get) == 1
     for theirs, said in (([1, 3], "3 «\\ufffd»"), ([1], "<end>"), ([1, 2, 3], "3 «\\ufffd»")):
         with pytest.raises(GateError) as caught:
-            gate.check_ids(family, prompts, lambda _: [1, 2], lambda _, ids=theirs: ids, pieces.get)
+            gate.check_ids(family, prompts, lambda _: [1, 2], lambda text, ids=theirs: ids if text else [], pieces.get)
         begun = f"Training reads a prompt of family 'chatml' as 2 ids and llama.cpp as {len(theirs)}, for a user's turn"
         assert caught.value.message.startswith(f"{begun} with x, at id ")
         assert caught.value.message.endswith(f"llama.cpp {said}.")
         assert "(byte " in caught.value.message
+
+
+def test_bos_twice_is_named_also_where_both_sides_have_it():
+    family = load_family("chatml")
+    prompts = [("a user's turn with x", [Turn("user", "x")])]
+    served = lambda text: [1, 1, 7] if text else [1]  # noqa: E731
+    with pytest.raises(GateError, match="begins with BOS twice, 1 «<s>» 1 «<s>», for a user's turn with x"):
+        gate.check_ids(family, prompts, lambda _: [1, 1, 7], served, lambda _: b"<s>")
+    once = lambda text: [1, 7] if text else [1]  # noqa: E731
+    assert gate.check_ids(family, prompts, lambda _: [1, 7], once, lambda _: b"<s>") == 1
 
 
 def test_the_end_of_a_reply():

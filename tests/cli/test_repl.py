@@ -313,11 +313,15 @@ class Terminal:
         import fcntl
         import termios
 
+        def at_the_keys() -> None:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)  # a test in the background passes on an ignored one
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
         self.keys, side = os.openpty()
         self.process = subprocess.Popen(
             [sys.executable, "-m", "twin", "chat", *arguments], stdin=side, stdout=side, stderr=side,
             env={**os.environ, "TERM": term}, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # noqa: PLW1509
+            preexec_fn=at_the_keys,  # noqa: PLW1509
         )  # fmt: skip
         os.close(side)
         self.shown = ""

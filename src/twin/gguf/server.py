@@ -104,17 +104,6 @@ class LlamaServer:
         """
         return str(self._post("/detokenize", {"tokens": [token]}, "content", str)).encode()
 
-    def chat(self, turns: Sequence[Turn], max_tokens: int) -> dict[str, Any]:
-        """Return its answer to turns, as OpenAI's API has it.
-
-        Raises:
-            StepError: it refuses, or it is no llama-server.
-        """
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        asked = {"messages": messages, "max_tokens": max_tokens, "temperature": 0}
-        choices = self._post("/v1/chat/completions", asked, "choices", list)
-        return choices[0] if choices and isinstance(choices[0], dict) else {}
-
     def _post(self, path: str, body: dict[str, Any], key: str, kind: type) -> Any:
         return self._ask("POST", path, body, key, kind)
 

@@ -175,8 +175,15 @@ def check_ids(
         GateError: the family and content of the first difference, its place, and both sides of it.
     """
     count = 0
+    added = list(served(""))  # BOS, where the vocabulary adds one
     for name, turns in prompts:
         ours, theirs = list(training(turns)), list(served(render(family, turns)))
+        if added and added * 2 in (ours[:2], theirs[:2]):
+            raise GateError(
+                f"A prompt of family '{family.name}' begins with BOS twice, {_tokens(added * 2, piece)}, for {name}: "
+                "the tokenizer adds it, and the template writes it too.",
+                _REPORT,
+            )
         if ours != theirs:  # what is shown of it is the person's own where it is their row
             pairs = zip(ours, theirs, strict=False)
             at = next((at for at, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ours), len(theirs)))
