@@ -57,6 +57,7 @@ def test_a_broken_gguf_is_not_sent(
     twin: Twin, run: Path, httpserver: HTTPServer, smollm2_gguf: Path, what: str
 ) -> None:
     httpserver.expect_request("/api/version").respond_with_json({"version": "0.33.0"})
+    httpserver.expect_request("/api/show").respond_with_json({"error": "model 'mine' not found"}, status=404)
     file = Path("broken.gguf")
     file.write_bytes(BROKEN[what](smollm2_gguf.read_bytes()))
     before = listing()
@@ -69,7 +70,7 @@ def test_a_broken_gguf_is_not_sent(
     )
     assert (done.returncode, done.stdout) == (2, "")
     assert listing() == before
-    assert [request.path for request, _ in httpserver.log] == ["/api/version"]
+    assert [request.path for request, _ in httpserver.log] == ["/api/version", "/api/show"]
 
 
 def test_an_ollama_that_is_too_old(twin: Twin, run: Path, httpserver: HTTPServer) -> None:
