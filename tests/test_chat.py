@@ -17,7 +17,7 @@ from twin.dataset.formats import read_rows
 from twin.errors import StepError, UsageError
 from twin.llama import open_gguf
 from twin.ollama.client import OllamaClient
-from twin.ollama.register import register
+from twin.ollama.register import Meant, register
 from twin.progress import Silent
 from twin.prompt import estimate_tokens
 from twin.records import Turn
@@ -275,11 +275,8 @@ def served(ollama: str, smollm2_gguf: Path, trained: Callable[[Sequence[Turn]], 
             client,
             "wren",
             smollm2_gguf,
-            family=FAMILY,
-            system=SYSTEM,
-            parameters={"temperature": 0.0, "num_ctx": NUM_CTX},
+            Meant(FAMILY, SYSTEM, {"temperature": 0.0, "num_ctx": NUM_CTX}, lambda turns: len(trained(turns)), ()),
             license_text="",
-            prompt_ids=lambda turns: len(trained(turns)),
             force=False,
             reporter=Silent(),
         )
