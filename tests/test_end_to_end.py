@@ -143,7 +143,7 @@ def test_under_the_apps_prompt_the_twin_is_still_more_like_the_person(demo, aske
     family = load_family(record["family"])
     samples = []
     for row, messages in asked_by_app:
-        ids, reply = prompt_ids(tokenizer, family, messages), reply_ids(tokenizer, family, row.reply)
+        ids, reply = prompt_ids(tokenizer, family, messages), reply_ids(tokenizer, family, row.reply, messages[-1])
         samples.append(Sample(row.id, row.conversation_id, row.kind, (*ids, *reply), len(ids)))
     lengths = sorted(sample.prompt_length for sample in samples)
     assert 500 < lengths[0] < lengths[-1] < 2000
