@@ -144,11 +144,11 @@ def test_bos_twice_is_named_also_where_both_sides_have_it():
 
 def test_the_end_of_a_reply():
     family = load_family("chatml")
-    gate.check_end(family, [2], True)
+    gate.check_end(family, lambda _: [2], lambda _: True)
     with pytest.raises(GateError, match="which is 3 ids in this vocabulary"):
-        gate.check_end(family, [1, 2, 3], True)
+        gate.check_end(family, lambda _: [1, 2, 3], lambda _: True)
     with pytest.raises(GateError, match="which is no end of generation in this vocabulary"):
-        gate.check_end(family, [2], False)
+        gate.check_end(family, lambda _: [2], lambda _: False)
 
 
 # ---------------------------------------------------------------- any GGUF

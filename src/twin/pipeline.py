@@ -178,8 +178,9 @@ def gguf(
     with files.exclusive(paths.root):
         from twin.gguf.make import make  # seconds of imports: after what can be refused at once
 
-        prompts, ids = prove.file_prompts(record, family), prove.training_ids(base, family)
-        made = make(base.folder, paths.root, family, targets, prompts, ids, settings.gguf.llama_cpp, reporter)
+        asked = prove.file_prompts(record, family, prove.prompts_of(record))
+        ids = prove.training_ids(base, family)
+        made = make(base.folder, paths.root, family, targets, asked, ids, settings.gguf.llama_cpp, reporter)
         if output is None:
             for file in made:
                 digest = files.file_digest(Path(file["gguf"]))

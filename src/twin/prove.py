@@ -7,6 +7,7 @@ training, llama.cpp's vocabulary, its server. Heavy imports stand inside the fun
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,8 +82,7 @@ def training_ids(base: BaseModel, family: Family) -> Ids:
     from twin.training.samples import prompt_ids
     from twin.training.tokenizer import load_tokenizer
 
-    tokenizer = load_tokenizer(base.folder)
-    return lambda turns: prompt_ids(tokenizer, family, turns)
+    return partial(prompt_ids, load_tokenizer(base.folder), family)
 
 
 def prompts_of(record: dict[str, Any]) -> list[list[Turn]]:
@@ -97,10 +97,18 @@ def prompts_of(record: dict[str, Any]) -> list[list[Turn]]:
     return []
 
 
-def file_prompts(record: dict[str, Any], family: Family) -> list[tuple[str, list[Turn]]]:
-    """Return what a run's GGUF is asked, the first of it for an answer too: names and turns."""
+def file_prompts(
+    record: dict[str, Any], family: Family, prompts: Iterable[Sequence[Turn]]
+) -> list[tuple[str, list[Turn]]]:
+    """Return what a run's GGUF is asked, the first of it for an answer too: names and turns.
+
+    Args:
+        record: the run's.
+        family: its pair.
+        prompts: of the user's own rows.
+    """
     head = [Turn("system", record["system_prompt"])] if record["system_prompt"] else []
-    return [("a greeting", [*head, _GREETING]), *gate.cases(family, prompts_of(record))]
+    return [("a greeting", [*head, _GREETING]), *gate.cases(family, prompts)]
 
 
 def vocabulary_ids(
@@ -131,8 +139,7 @@ def vocabulary_ids(
     from twin.llama import open_gguf
 
     with open_gguf(vocabulary(base.folder, family.gguf_name, llama_cpp, reporter), vocab_only=True) as model:
-        end = model.plain_ids(family.end_token)
-        gate.check_end(family, end, len(end) == 1 and model.ends_generation(end[0]))
+        gate.check_end(family, model.plain_ids, model.ends_generation)
         count = gate.check_ids(family, gate.cases(family, prompts), ids, model.ids, model.piece)
     return f"{count} prompts, the same in llama.cpp"
 
@@ -150,7 +157,7 @@ def before_training(
     gate.check_rendering(family, prompts)
     check_vocabulary(tokenizer, family)
     if find_spec("llama_cpp"):  # without it training was chosen alone, and the file is checked where it is made
-        ids: Ids = lambda turns: prompt_ids(tokenizer, family, turns)  # noqa: E731
+        ids = partial(prompt_ids, tokenizer, family)
         vocabulary_ids(base, family, ids, prompts, settings.gguf.llama_cpp, reporter)
 
 
@@ -171,74 +178,78 @@ def check(target: Path | None, settings: Settings, reporter: Reporter, modelfile
         UsageError: no such run or file.
     """
     if target is not None and target.is_file():
-        return _check_file(target, settings, reporter, modelfile)
+        paths = RunPaths(target.parent)
+        if modelfile is None and paths.record.is_file():
+            return _check_run(paths, target, settings, reporter)
+        return _check_foreign(target, modelfile)
     if modelfile is not None:
         raise UsageError("--modelfile judges a Modelfile for a GGUF.", "Name the GGUF: twin check MODEL.gguf")
     if target is not None and not target.exists():
         raise UsageError(f"There is nothing at '{target}'.", "Name a run's folder or a GGUF: twin check adapters/NAME")
-    paths = runs.find_adapter(target) if target else runs.newest_adapter()
-    record = runs.read_record(paths)
-    family = family_of(record)
-    reporter.say(f"Checking the run in {paths.root}")
-    passed = {"adapter": {**gate.check(family, prompts_of(record)), **_check_ids(record, family, settings, reporter)}}
-    for file in sorted(paths.root.glob("model-*.gguf")):
-        passed[file.name] = _check_own(file, record, family, settings, reporter)
-    return Checked(str(paths.root), family.name, passed)
+    return _check_run(runs.find_adapter(target) if target else runs.newest_adapter(), None, settings, reporter)
 
 
-def _check_ids(record: dict[str, Any], family: Family, settings: Settings, reporter: Reporter) -> dict[str, str]:
+def _check_run(paths: RunPaths, file: Path | None, settings: Settings, reporter: Reporter) -> Checked:
+    """Check one file of a run, or its adapter and each of its GGUF files."""
     from twin import basemodel
 
-    if not (find_spec("llama_cpp") and find_spec("transformers")):
-        return {"ids": "not compared: pip install 'twin-llm[gguf]'"}
+    record = runs.read_record(paths)
+    family, prompts = family_of(record), prompts_of(record)
+    reporter.say(f"Checking the run in {paths.root}")
+    rendered = gate.check(family, prompts)
+    made = [file] if file else sorted(paths.root.glob("model-*.gguf"))
+    if made:
+        need("gguf", "llama_cpp", "transformers", "gguf")
+    elif not (find_spec("llama_cpp") and find_spec("transformers")):
+        without = {"ids": "not compared: pip install 'twin-llm[gguf]'"}
+        return Checked(str(paths.root), family.name, {"adapter": rendered | without})
     base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
     ids = training_ids(base, family)
-    return {"ids": vocabulary_ids(base, family, ids, prompts_of(record), settings.gguf.llama_cpp, reporter)}
-
-
-def _check_file(file: Path, settings: Settings, reporter: Reporter, modelfile: Path | None) -> Checked:
-    paths = RunPaths(file.parent)
-    if modelfile is None and paths.record.is_file():
-        record = runs.read_record(paths)
-        family = family_of(record)
-        return Checked(str(file), family.name, {file.name: _check_own(file, record, family, settings, reporter)})
-    return _check_foreign(file, modelfile)
+    passed = {}
+    if file is None:
+        read = vocabulary_ids(base, family, ids, prompts, settings.gguf.llama_cpp, reporter)
+        passed["adapter"] = rendered | {"ids": read}
+    asked = file_prompts(record, family, prompts)
+    for one in made:
+        passed[one.name] = _check_own(one, family, asked, ids, settings, reporter)
+    return Checked(str(file or paths.root), family.name, passed)
 
 
 def _check_own(
-    file: Path, record: dict[str, Any], family: Family, settings: Settings, reporter: Reporter
+    file: Path,
+    family: Family,
+    asked: Sequence[tuple[str, Sequence[Turn]]],
+    ids: Ids,
+    settings: Settings,
+    reporter: Reporter,
 ) -> dict[str, str]:
     """Check a run's GGUF: its template, ids and end, and what llama.cpp's own server makes of it where one is found."""
-    need("gguf", "llama_cpp", "transformers", "gguf")
-    from twin import basemodel
     from twin.gguf.check import check as check_file
     from twin.gguf.server import find_server, serve
 
-    gate.check(family)
     paths = RunPaths(file.parent)
     quantization = file.stem.removeprefix("model-")
     if file == paths.gguf(quantization) and runs.current_gguf(paths, quantization) is None:
         raise GateError(
             f"'{file}' was not made of the adapter that is there now.", f"Make it again: twin gguf {paths.root}"
         )
-    base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
     with reporter.task(f"Checking {file.name}"):
-        passed = check_file(file, family, file_prompts(record, family), training_ids(base, family))
+        passed = check_file(file, family, asked, ids)
     binary = find_server(settings.gguf.llama_cpp)
     if binary is None:
         return passed | {"llama-server": "not asked: there is none on PATH or beside Ollama"}
     with reporter.task("Asking llama.cpp's own server"), serve(binary, file) as server:
-        count = gate.check_server(family, gate.cases(family, prompts_of(record)), server.apply_template)
+        count = gate.check_server(family, asked[1:], server.apply_template)
     return passed | {"llama-server": f"{count} prompts rendered, byte for byte"}
 
 
 def _check_foreign(file: Path, modelfile: Path | None) -> Checked:
     """Check a GGUF that no run of twin made: its own Jinja against the Go template that would serve it."""
     need("gguf", "llama_cpp", "gguf")
-    from twin.gguf.check import read_template
+    from twin.gguf.reader import chat_template, open_reader
     from twin.llama import open_gguf
 
-    jinja = read_template(file)
+    jinja = chat_template(open_reader(file))
     if not jinja:
         raise GateError(f"'{file.name}' has no chat template: nothing says how it was trained.", _MAKE)
     gate.check_words(jinja, f"'{file.name}'", _MAKE)
@@ -247,8 +258,7 @@ def _check_foreign(file: Path, modelfile: Path | None) -> Checked:
         family = derive.fitting(own, model.control_tokens())
         if modelfile is not None:
             family, count = _judged(modelfile, family, own)
-        end = model.plain_ids(family.end_token)
-        gate.check_end(family, end, len(end) == 1 and model.ends_generation(end[0]))
+        gate.check_end(family, model.plain_ids, model.ends_generation)
     like = "its Jinja gives a pair that passed" if family.name == derive.NAME else f"its Jinja is {family.name}'s"
     passed = {"template": like, "end_token": family.end_token}
     if modelfile is not None:
@@ -262,7 +272,7 @@ def _judged(modelfile: Path, family: Family, own: derive.Render) -> tuple[Family
 
     said = read_modelfile(modelfile)
     for command in ("renderer", "parser", "message", "adapter"):
-        if command in said.others:
+        if command in said.commands:
             raise GateError(
                 f"'{modelfile}' has {command.upper()}, so what is asked is not its TEMPLATE and the file alone.",
                 f"Take {command.upper()} out. For a model of yours: twin register",

@@ -236,6 +236,6 @@ def test_any_text_is_read_or_refused(tmp_path_factory, text):
     file = tmp_path_factory.mktemp("m") / "Modelfile"
     file.write_bytes(text.encode("utf-8", "surrogatepass"))
     try:
-        assert read_modelfile(file).others is not None
+        assert read_modelfile(file).commands is not None
     except UsageError as error:
         assert error.hint

@@ -11,19 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from twin.errors import GateError
-from twin.gguf.reader import open_reader, text_of
+from twin.gguf.reader import chat_template, open_reader
 from twin.llama import open_gguf
 from twin.records import Turn
 from twin.templates import Family, gate
-
-
-def read_template(path: Path) -> str | None:
-    """Return the Jinja in a GGUF, or None.
-
-    Raises:
-        UsageError: no GGUF, or a damaged one.
-    """
-    return text_of(open_reader(path), "tokenizer.chat_template")
 
 
 def check(
@@ -46,7 +37,7 @@ def check(
     """
     again = "Make it again with twin, which puts its own in: twin gguf"
     reader = open_reader(path)
-    jinja = text_of(reader, "tokenizer.chat_template") or ""
+    jinja = chat_template(reader)
     if jinja != family.jinja:
         gate.check_words(jinja, f"The Jinja in '{path.name}'", again)
         place = gate.first_difference(jinja.encode(), family.jinja.encode(), ("the file", "ours"))
@@ -55,8 +46,7 @@ def check(
         if tensor.tensor_type.name in ("F32", "F16") and not np.isfinite(tensor.data).all():
             raise GateError(f"Tensor '{tensor.name}' of '{path.name}' has values that are not finite.", again)
     with open_gguf(path, num_ctx=2048) as model:
-        end = model.plain_ids(family.end_token)
-        gate.check_end(family, end, len(end) == 1 and model.ends_generation(end[0]))
+        gate.check_end(family, model.plain_ids, model.ends_generation)
         count = gate.check_ids(family, prompts, training_ids, model.ids, model.piece)
         answer = ""
         if prompts:

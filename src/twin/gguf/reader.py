@@ -47,14 +47,16 @@ def open_reader(path: Path) -> GGUFReader:
     raise UsageError(f"'{path}' is no GGUF, or it is cut short.", "Copy it again, or make it anew: twin gguf")
 
 
-def text_of(reader: GGUFReader, key: str) -> str | None:
-    """Return a text of a file's metadata; None where there is none.
+def chat_template(reader: GGUFReader) -> str:
+    """Return the Jinja in a file; empty where there is none.
 
     Raises:
         UsageError: it is no text.
     """
-    found = reader.get_field(key)
+    found = reader.get_field("tokenizer.chat_template")
     try:
-        return None if found is None else str(found.contents())
+        return "" if found is None else str(found.contents())
     except UnicodeDecodeError:
-        raise UsageError(f"'{key}' of the GGUF is no UTF-8 text.", "Make the file anew: twin gguf") from None
+        raise UsageError(
+            "The 'tokenizer.chat_template' of the GGUF is no UTF-8 text.", "Make the file anew: twin gguf"
+        ) from None

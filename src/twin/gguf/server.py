@@ -76,7 +76,7 @@ class LlamaServer:
         Raises:
             StepError: it is no llama-server.
         """
-        return Path(str(self._ask("GET", "/props", None, "model_path", str))).name
+        return Path(str(self._ask("/props", None, "model_path", str))).name
 
     def apply_template(self, turns: Sequence[Turn]) -> str:
         """Return the prompt that it renders for turns.
@@ -84,8 +84,8 @@ class LlamaServer:
         Raises:
             StepError: it refuses, or it is no llama-server.
         """
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-        return str(self._post("/apply-template", {"messages": messages}, "prompt", str))
+        asked = {"messages": [turn._asdict() for turn in turns]}
+        return str(self._ask("/apply-template", asked, "prompt", str))
 
     def ids(self, text: str) -> list[int]:
         """Return the ids that it reads of a text, BOS included where the vocabulary adds it.
@@ -94,7 +94,7 @@ class LlamaServer:
             StepError: it refuses, or it is no llama-server.
         """
         asked = {"content": text, "add_special": True, "parse_special": True}
-        return list(self._post("/tokenize", asked, "tokens", list))
+        return list(self._ask("/tokenize", asked, "tokens", list))
 
     def piece(self, token: int) -> bytes:
         """Return the bytes of an id.
@@ -102,14 +102,11 @@ class LlamaServer:
         Raises:
             StepError: it refuses, or it is no llama-server.
         """
-        return str(self._post("/detokenize", {"tokens": [token]}, "content", str)).encode()
+        return str(self._ask("/detokenize", {"tokens": [token]}, "content", str)).encode()
 
-    def _post(self, path: str, body: dict[str, Any], key: str, kind: type) -> Any:
-        return self._ask("POST", path, body, key, kind)
-
-    def _ask(self, method: str, path: str, body: dict[str, Any] | None, key: str, kind: type) -> Any:
+    def _ask(self, path: str, body: dict[str, Any] | None, key: str, kind: type) -> Any:
         try:
-            with self._http.stream(method, path, json=body) as answer:
+            with self._http.stream("POST" if body else "GET", path, json=body) as answer:
                 raw = b""
                 for piece in answer.iter_bytes():
                     raw += piece

@@ -21,12 +21,14 @@ _TOKENIZER_FILES = (
 )  # fmt: skip
 
 
-def copy_tokenizer(base: Path, target: Path) -> list[Path]:
-    """Copy the tokenizer's files of a checkpoint into another folder; return the ones that there are."""
-    found = [base / name for name in _TOKENIZER_FILES if (base / name).is_file()]
-    for file in found:
+def _tokenizer_files(base: Path) -> list[Path]:
+    return [base / name for name in _TOKENIZER_FILES if (base / name).is_file()]
+
+
+def copy_tokenizer(base: Path, target: Path) -> None:
+    """Copy the tokenizer's files of a checkpoint into another folder."""
+    for file in _tokenizer_files(base):
         shutil.copyfile(file, target / file.name)
-    return found
 
 
 def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter) -> Path:
@@ -42,7 +44,7 @@ def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter
         TwinError: what the converter refuses.
     """
     script = converter.find_converter(llama_cpp, reporter)
-    found = [base / name for name in ("config.json", *_TOKENIZER_FILES) if (base / name).is_file()]
+    found = [base / "config.json", *_tokenizer_files(base)]
     about = {"name": name, "twin": __version__, "converter": str(script), "script": file_digest(script)}
     home = cache_dir() / "vocabularies"
     target = home / f"{fingerprint(about, found)[:16]}.gguf"

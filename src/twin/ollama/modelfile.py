@@ -34,12 +34,12 @@ class Read(NamedTuple):
     Args:
         template: the Go template; None where it has none.
         stops: the values of ``PARAMETER stop``.
-        others: the commands, in small letters, that it holds besides.
+        commands: every command that it holds, in small letters and without the word behind it.
     """
 
     template: str | None
     stops: list[str]
-    others: list[str]
+    commands: list[str]
 
 
 def read_modelfile(path: Path) -> Read:

@@ -84,5 +84,5 @@ def _compiled(jinja: str) -> Any:
 
 def render(family: Family, turns: Sequence[Turn]) -> str:
     """Return the prompt after which the model's next reply is generated."""
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+    messages = [turn._asdict() for turn in turns]
     return str(_compiled(family.jinja).render(messages=messages, add_generation_prompt=True))

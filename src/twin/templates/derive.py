@@ -69,7 +69,6 @@ def own_template(jinja: str, bos: str, eos: str, adds_bos: bool = True) -> Rende
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
     environment.filters["tojson"] = lambda value, **_: json.dumps(value, ensure_ascii=False)
-
     compiled = cache(environment.from_string)
 
     def refuse(message: str) -> None:
@@ -79,7 +78,7 @@ def own_template(jinja: str, bos: str, eos: str, adds_bos: bool = True) -> Rende
     plain = re.sub(r"\{%(-?)\s*(end)?generation\s*(-?)%\}", _as_if, jinja)
 
     def on(day: str, turns: Sequence[Turn]) -> str:
-        messages = [{"role": turn.role, "content": turn.content} for turn in turns]
+        messages = [turn._asdict() for turn in turns]
         left = _MOST_STEPS
 
         def steps(*bounds: int) -> range:
@@ -123,10 +122,7 @@ def check_template(source: str, own: Render, whose: str) -> int:
         GateError: the first byte that differs, or something that twin does not render.
     """
     count = 0
-    takes_system = _around_system(own) is not None
-    for name, turns in _conversations():
-        if turns[0].role == "system" and not takes_system:
-            continue
+    for name, turns in _conversations(own):
         try:
             ours = render_go(source, turns)
         except GateError as error:
@@ -254,20 +250,21 @@ def _pieces(own: Render, turns: Sequence[Turn]) -> list[str]:
 
 def _parting(family: Family, own: Render) -> tuple[str, str] | None:
     """Return the first conversation for which the pair and the model's own template part, and where; None for none."""
-    takes_system = _around_system(own) is not None  # else how a pair puts one in is its own affair
-    for name, turns in _conversations():
-        if turns[0].role == "system" and not takes_system:
-            continue
+    for name, turns in _conversations(own):
         ours, theirs = render(family, turns), own(turns)
         if ours != theirs:
             return name, gate.first_difference(ours.encode(), theirs.encode(), ("the pair", "the model's own"))
     return None
 
 
-def _conversations() -> Iterator[tuple[str, list[Turn]]]:
-    """Yield the gate's cases that a template which trims, and takes turns in order alone, can render."""
+def _conversations(own: Render) -> Iterator[tuple[str, list[Turn]]]:
+    """Yield the gate's cases that a template which trims, and takes turns in order alone, can render.
+
+    None has a system prompt where the template takes none: how a pair puts one in is its own affair then.
+    """
+    takes_system = _around_system(own) is not None
     for shape, letters in gate.SHAPES.items():
-        if "E" in letters or re.search(r"(.)\1", letters):
+        if "E" in letters or re.search(r"(.)\1", letters) or ("S" in letters and not takes_system):
             continue
         for content, texts in gate.CONTENTS.items():
             kept = [text for text in texts if text and text == text.strip()]
@@ -324,6 +321,6 @@ def facts_of(tokenizer: Any) -> tuple[Render | None, list[str]]:
         jinja = jinja.get("default")
     tokens = [str(token) for token in tokenizer.added_tokens_decoder.values()]
     bos = str(tokenizer.bos_token or "")
-    adds_bos = bool(tokenizer("")["input_ids"]) and bool(bos)
+    adds_bos = bool(bos and tokenizer("")["input_ids"])
     own = own_template(jinja, bos, str(tokenizer.eos_token or ""), adds_bos) if jinja else None
     return own, tokens

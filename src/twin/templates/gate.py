@@ -74,23 +74,14 @@ def check(family: Family, prompts: Iterable[Sequence[Turn]] = ()) -> dict[str, s
     Raises:
         GateError: the first thing that is wrong, with the family's name.
     """
-    check_jinja(family)
+    check_words(family.jinja, f"The Jinja of family '{family.name}'", _REPORT)
     check_stops(family, family.stops)
     count = check_rendering(family, prompts)
     return {"pair": f"{count} prompts, byte for byte", "stops": ", ".join(family.stops), "jinja": "no word of tools"}
 
 
-def check_jinja(family: Family) -> None:
-    """Refuse a Jinja at which Ollama, from 0.30 on, would render it instead of our Go template.
-
-    Raises:
-        GateError: the word, and the family.
-    """
-    check_words(family.jinja, f"The Jinja of family '{family.name}'", _REPORT)
-
-
 def check_words(jinja: str, whose: str, hint: str) -> None:
-    """Refuse a Jinja at which Ollama would render it and ignore any TEMPLATE.
+    """Refuse a Jinja at which Ollama, from 0.30 on, would render it and ignore any TEMPLATE.
 
     Args:
         jinja: the template.
@@ -119,7 +110,7 @@ def check_stops(family: Family, stops: Sequence[str]) -> None:
     Raises:
         GateError: the stop that is missing or of no use, and the family.
     """
-    replied = merged([Turn("user", "ask"), Turn("assistant", "say"), Turn("user", "ask")])
+    replied = [Turn("user", "ask"), Turn("assistant", "say"), Turn("user", "ask")]
     for stop in dict.fromkeys([family.end_token, *family.stops]):
         if stop not in stops:
             raise GateError(f"Family '{family.name}' has to stop at {stop!r} and its stops are {list(stops)}.", _REPORT)
@@ -229,20 +220,21 @@ def check_server(
     return count
 
 
-def check_end(family: Family, ids: Sequence[int], ends_generation: bool) -> None:
+def check_end(family: Family, served: Callable[[str], Sequence[int]], ends_generation: Callable[[int], bool]) -> None:
     """Refuse a vocabulary in which the end of a reply is no single token that ends generation.
 
     Being a stop is not enough: servers compare stops with text, and a control token is none.
 
     Args:
         family: the pair.
-        ids: what llama.cpp makes of its end token, without BOS.
-        ends_generation: llama.cpp marks that id as an end of generation.
+        served: the ids that llama.cpp makes of a text, without BOS.
+        ends_generation: whether llama.cpp marks an id as an end of generation.
 
     Raises:
         GateError: the end token, and the family.
     """
-    if len(ids) != 1 or not ends_generation:
+    ids = served(family.end_token)
+    if len(ids) != 1 or not ends_generation(ids[0]):
         what = f"{len(ids)} ids" if len(ids) != 1 else "no end of generation"
         raise GateError(
             f"A reply of family '{family.name}' ends with {family.end_token!r}, which is {what} in this vocabulary.",

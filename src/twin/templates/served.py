@@ -49,30 +49,26 @@ def render_go(source: str, turns: Sequence[Turn]) -> bytes:
     return go.parse(source).render({**_PLAIN, "System": system, "Messages": messages, "Response": ""})
 
 
-def _opened(text: str) -> list[str]:
-    """Return the words that opened blocks which are still open at the end of ``text``."""
-    words: list[str] = []
+def _opened(text: str) -> int:
+    """Return how many blocks are open at the end of ``text``."""
+    opened = 0
     for word in _OPENS.findall(text):
-        if word == "end":
-            words = words[:-1]
-        else:
-            words.append(word)
-    return words
+        opened = max(0, opened - 1) if word == "end" else opened + 1
+    return opened
 
 
 def _by_exchange(source: str, turns: Sequence[Turn]) -> bytes:
     whole = source if ".Response" in source else source + "{{ .Response }}"
     reply = _REPLY.search(whole)
     named = [action for action in _ACTION.findall(_COMMENT.sub("", whole)) if ".Response" in action]
-    in_branch = re.search(r"\{\{-?\s*else", whole) and reply and len(_opened(whole[: reply.start()])) > 0
+    in_branch = re.search(r"\{\{-?\s*else", whole) and reply and _opened(whole[: reply.start()])
     if reply is None or in_branch or not all(_REPLY.fullmatch(action) for action in named):
         raise GateError(
             "The Go template uses .Response in a way that twin does not render.",
             "Write it alone and in no branch with an else, where the reply belongs: {{ .Response }}",
         )
     before = whole[: reply.start()]
-    opened = len(_opened(before))
-    begun = before + (reply[0][:3] if reply[0].startswith("{{-") else "{{") + ' "" }}' + "{{ end }}" * opened
+    begun = before + (reply[0][:3] if reply[0].startswith("{{-") else "{{") + ' "" }}' + "{{ end }}" * _opened(before)
     out, now = b"", {"System": "", "Prompt": "", "Response": ""}
     slots = {"system": "System", "user": "Prompt", "assistant": "Response"}
     for turn in turns:

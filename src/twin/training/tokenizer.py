@@ -6,7 +6,6 @@ What a tokenizer does before it looks into its vocabulary is where the two part;
   alone, never, or not before a text that begins with one, by the tokenizer's age.
 - Qwen's tokenizers compose characters (NFC); llama.cpp reads them as they are written.
 - Tekken (Mistral Nemo) cuts words where case changes, in any script, marks included; llama.cpp in Latin's a to z alone.
-
 - Phi-3's tokenizer drops every blank behind a control token; llama.cpp drops those of ASCII.
 
 So training takes llama.cpp's reading in these. ``gate.check_ids`` proves it for each model, and finds what is missing.
@@ -41,15 +40,16 @@ def load_tokenizer(folder: Path) -> Any:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     finally:
         transformers.utils.logging.set_verbosity(level)
-    published = tokenizer.backend_tokenizer.to_str()
-    served = json.dumps(_as_served(json.loads(published), folder))
-    if served != json.dumps(json.loads(published)):
-        tokenizer._tokenizer = Tokenizer.from_str(served)
+    built = json.loads(tokenizer.backend_tokenizer.to_str())  # 33 MB for some, so it is read and written once
+    before = json.dumps([built["normalizer"], built["pre_tokenizer"]])
+    _read_as_served(built, folder)
+    if json.dumps([built["normalizer"], built["pre_tokenizer"]]) != before:
+        tokenizer._tokenizer = Tokenizer.from_str(json.dumps(built))
     return tokenizer
 
 
-def _as_served(built: dict[str, Any], folder: Path) -> dict[str, Any]:
-    """Return the description of a tokenizer (tokenizer.json) with what llama.cpp does otherwise."""
+def _read_as_served(built: dict[str, Any], folder: Path) -> None:
+    """Change the description of a tokenizer (tokenizer.json) where llama.cpp reads otherwise."""
     if built["model"].get("byte_fallback") and "▁" in built["model"]["vocab"]:
         steps = [_BLANK_FIRST, _BLANKS] if _blank_first(folder, built) else [_BLANKS]
         if any(token["rstrip"] for token in built["added_tokens"]):
@@ -62,7 +62,6 @@ def _as_served(built: dict[str, Any], folder: Path) -> dict[str, Any]:
     for step in (built["pre_tokenizer"] or {}).get("pretokenizers", []):
         if step.get("pattern") == {"Regex": _TEKKEN_PUBLISHED}:
             step["pattern"] = {"Regex": _TEKKEN_SERVED}
-    return built
 
 
 def _blank_first(folder: Path, built: dict[str, Any]) -> bool:
