@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from twin import basemodel, files, prove, runs
 from twin.curate import need
@@ -20,7 +20,7 @@ from twin.pipeline import file_to_serve, pick_run, serving_parameters
 from twin.progress import Reporter
 from twin.results import HandedOver
 from twin.settings import Settings
-from twin.templates import gate
+from twin.templates import Family, gate
 
 if TYPE_CHECKING:
     from twin.gguf.server import LlamaServer
@@ -63,50 +63,58 @@ def hand_over(
     if not dry_run:
         if record["system_prompt"]:
             files.write_text(paths.system_prompt, record["system_prompt"])
-        with _server(to, host, file, parameters["num_ctx"], settings, reporter) as server:
-            if server:
-                base = basemodel.resolve(record["base_model"], reporter)
-                prompts = list(gate.cases(family, prove.prompts_of(record)[:50]))
-                with reporter.task("Checking the live server"):
-                    count = gate.check_server(family, prompts, server.apply_template)
-                    ids = prove.training_ids(base, family)
-                    gate.check_ids(family, prompts, ids, server.ids, server.piece)
-                checks = {
-                    "rendering": f"{count} prompts as in training, byte for byte",
-                    "prompt ids": f"{count} prompts, the ids of training",
-                }
+        if to == "llama-server":
+            with _server(host, file, parameters["num_ctx"], settings, reporter) as server:
+                checks = _asked(server, record, family, reporter) if server else {}
     system = f"Send {paths.system_prompt} as the first message, role system." if record["system_prompt"] else ""
-    sampling = f"temperature {parameters['temperature']}, context {parameters['num_ctx']}"
     if to == "llama-server":
-        command = ["llama-server", "-m", str(file), "--alias", name, "-c", str(parameters["num_ctx"])]
-        lines = [f"Run it: {shlex.join([*command, '--temp', str(parameters['temperature'])])}"]
-        if not checks and not dry_run:
-            lines += [
-                "It was not checked: no llama-server was found. Get one from https://github.com/ggml-org/llama.cpp"
-            ]
+        todo = _for_llama_server(name, file, parameters, bool(checks) or dry_run)
     else:
-        lines = [
-            "LM Studio was not tried: this is what its documentation says.",
-            f"Bring it there: lms import {shlex.quote(str(file))}",
-            f"Set for the model: {sampling}, stop {', '.join(family.stops)}; the prompt template stays the file's own.",
-        ]
-    lines += [system] if system else []
+        todo = _for_lm_studio(file, family, parameters)
+    todo += [system] if system else []
     return HandedOver(
-        name, to, str(paths.root), str(file), record["system_prompt"], parameters, family.stops, checks, tuple(lines)
+        name, to, str(paths.root), str(file), record["system_prompt"], parameters, family.stops, checks, tuple(todo)
     )
+
+
+def _asked(server: LlamaServer, record: dict[str, Any], family: Family, reporter: Reporter) -> dict[str, str]:
+    """Return what was verified of a live server, by name."""
+    ids = prove.training_ids(basemodel.resolve(record["base_model"], reporter), family)
+    prompts = list(gate.cases(family, prove.prompts_of(record)[:50]))
+    with reporter.task("Checking the live server"):
+        count = gate.check_server(family, prompts, server.apply_template)
+        gate.check_ids(family, prompts, ids, server.ids, server.piece)
+    return {
+        "rendering": f"{count} prompts as in training, byte for byte",
+        "prompt ids": f"{count} prompts, the ids of training",
+    }
+
+
+def _for_llama_server(name: str, file: Path, parameters: dict[str, Any], checked: bool) -> list[str]:
+    command = ["llama-server", "-m", str(file), "--alias", name, "-c", str(parameters["num_ctx"])]
+    lines = [f"Run it: {shlex.join([*command, '--temp', str(parameters['temperature'])])}"]
+    missing = "It was not checked: no llama-server was found. Get one from https://github.com/ggml-org/llama.cpp"
+    return lines if checked else [*lines, missing]
+
+
+def _for_lm_studio(file: Path, family: Family, parameters: dict[str, Any]) -> list[str]:
+    sampling = f"temperature {parameters['temperature']}, context {parameters['num_ctx']}"
+    return [
+        "LM Studio was not tried: this is what its documentation says.",
+        f"Bring it there: lms import {shlex.quote(str(file))}",
+        f"Set for the model: {sampling}, stop {', '.join(family.stops)}; the prompt template stays the file's own.",
+    ]
 
 
 @contextmanager
 def _server(
-    to: str, host: str | None, file: Path, num_ctx: int, settings: Settings, reporter: Reporter
+    host: str | None, file: Path, num_ctx: int, settings: Settings, reporter: Reporter
 ) -> Iterator[LlamaServer | None]:
-    """Open the server to check: the user's own, else one for the time being, else none."""
+    """Open the llama-server to check: the user's own, else one for the time being, else none."""
     from twin.gguf.server import LlamaServer, find_server, serve
 
-    binary = find_server(settings.gguf.llama_cpp) if to == "llama-server" else None
-    if to == "llama-server" and host:
-        server = LlamaServer(resolve_host(host, "a llama-server"))
-        try:
+    if host:
+        with closing(LlamaServer(resolve_host(host, "a llama-server"))) as server:
             server.ready()
             if (theirs := server.file_name()) != file.name:
                 raise GateError(
@@ -114,9 +122,7 @@ def _server(
                     f"Start it with that file: llama-server -m {file}",
                 )
             yield server
-        finally:
-            server.close()
-    elif binary:
+    elif binary := find_server(settings.gguf.llama_cpp):
         reporter.say(f"Checking it in {binary}")
         with serve(binary, file, num_ctx) as server:
             yield server

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from twin.basemodel import BaseModel
     from twin.chat import Backend
     from twin.ollama.client import OllamaClient
+    from twin.ollama.register import Meant
 
 _GATED = 2000  # rows of the person's own, learned and held out each, that both templates must render alike
 
@@ -203,14 +204,13 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
     from twin import basemodel
     from twin.dataset.formats import read_rows
     from twin.evaluate.survival import measure, prompts_to_show
+    from twin.training.tokenizer import load_tokenizer
 
     record = runs.read_record(paths)
     plan = record["plan"]
     val = (record.get("dataset") or {}).get("val")
     if not val or not Path(val["path"]).is_file():
         raise StepError("The run's held-out rows are gone, so nothing can be measured.", "Export and train again.")
-    from twin.training.tokenizer import load_tokenizer
-
     family = prove.family_of(record)
     base = basemodel.resolve(record["base_model"], reporter)
     rows = [row for row in read_rows(Path(val["path"])) if row.kind == "chat"]
@@ -286,7 +286,7 @@ def register(
     from twin.app import dotenv
     from twin.ollama.client import OllamaClient
     from twin.ollama.modelfile import model_name, modelfile
-    from twin.ollama.register import Meant, check_free
+    from twin.ollama.register import check_free
     from twin.ollama.register import register as register_live
 
     model_name(name)
@@ -302,8 +302,25 @@ def register(
     parameters = serving_parameters(settings, record["plan"])
     if dry_run:
         return Registered(name, client.url, False, str(paths.root), str(file), {}, foreseen)
+    meant, license_text = _as_meant(record, family, parameters, reporter)
+    with files.exclusive(paths.root):
+        source = file.name if file.parent == paths.root else str(file.absolute())
+        files.write_text(paths.modelfile, modelfile(source, family, meant.system, parameters, license_text))
+        done = register_live(
+            client, name, file, meant, license_text=license_text, force=force, reporter=reporter, sha256=sha256
+        )
+        runs.remember_model(paths, done.model, done.host)
+    told = _tell_app(env, name, client.url) if env else None
+    return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks), told)
+
+
+def _as_meant(
+    record: dict[str, Any], family: Family, parameters: dict[str, Any], reporter: Reporter
+) -> tuple[Meant, str]:
+    """Return what a run's model must be as it is served, and the license that goes with it."""
     need("gguf", "transformers")
     from twin import basemodel
+    from twin.ollama.register import Meant
     from twin.training.samples import prompt_ids
     from twin.training.tokenizer import load_tokenizer
 
@@ -312,21 +329,12 @@ def register(
     license_text = f"{record['plan']['license']} (base model {record['base_hub_id']})\n"
     if text := basemodel.license_text(base, reporter):
         license_text += f"\n{text}"
-    system = record["system_prompt"]
     meant = Meant(
-        family, system, parameters,
+        family, record["system_prompt"], parameters,
         prompt_ids=lambda turns: len(prompt_ids(tokenizer, family, turns)),
         vocabulary=tokenizer.convert_ids_to_tokens(list(range(len(tokenizer)))),
     )  # fmt: skip
-    with files.exclusive(paths.root):
-        source = file.name if file.parent == paths.root else str(file.absolute())
-        files.write_text(paths.modelfile, modelfile(source, family, system, parameters, license_text))
-        done = register_live(
-            client, name, file, meant, license_text=license_text, force=force, reporter=reporter, sha256=sha256
-        )
-        runs.remember_model(paths, done.model, done.host)
-    told = _tell_app(env, name, client.url) if env else None
-    return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks), told)
+    return meant, license_text
 
 
 def file_to_serve(

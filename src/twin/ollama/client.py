@@ -142,7 +142,7 @@ def _time(value: Any) -> datetime | None:
 
 
 def _messages(turns: Sequence[Turn]) -> list[dict[str, str]]:
-    return [{"role": turn.role, "content": turn.content} for turn in turns]
+    return [turn._asdict() for turn in turns]
 
 
 class OllamaClient:

@@ -34,7 +34,7 @@ def command(
     modelfile: Annotated[
         Path | None, typer.Option(help="Judge this Modelfile's TEMPLATE and stops by the GGUF's own Jinja.")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model, where run.json does not lead to it.")] = None,
+    base: options.Base = None,
     llama_cpp: options.LlamaCpp = None,
     json: options.Json = False,
     quiet: options.Quiet = False,

@@ -29,7 +29,7 @@ def command(
     output: Annotated[
         Path | None, typer.Option(help="The file. Default: model-QUANTIZATION.gguf in the folder")
     ] = None,
-    base: Annotated[str | None, typer.Option(help="Base model, where run.json does not lead to it.")] = None,
+    base: options.Base = None,
     llama_cpp: options.LlamaCpp = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
