@@ -437,6 +437,18 @@ def test_the_three_lines_stop_with_a_reason(twin, brain):
     assert done.stderr.startswith("Error: There is no finished run in 'adapters'.\n")
 
 
+def test_a_server_that_nobody_knows(twin):
+    twin.refuses(
+        "register",
+        "mine",
+        "--to",
+        "olama",
+        exit_code=2,
+        error="'olama' serves no GGUF that twin knows of.",
+        hint="Did you mean 'ollama'?",
+    )
+
+
 def test_a_checkpoint_that_is_not_there(twin, brain):
     brain()
     assert twin("export", "--person", "Ada").returncode == 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,12 +36,7 @@ how to run it. --to lmstudio says what LM Studio needs, which was not tried.
 """
 
 
-class Target(StrEnum):
-    """Who can serve a GGUF."""
-
-    OLLAMA = "ollama"
-    LLAMA_SERVER = "llama-server"
-    LMSTUDIO = "lmstudio"
+TARGETS = ("ollama", "llama-server", "lmstudio")
 
 
 def _hand_over(
@@ -50,8 +44,10 @@ def _hand_over(
     dry_run: bool, for_ollama: bool,
 ) -> None:  # fmt: skip
     from twin import handover
-    from twin.errors import UsageError
+    from twin.errors import UsageError, nearest
 
+    if to not in TARGETS:
+        raise UsageError(f"'{to}' serves no GGUF that twin knows of.", nearest(to, TARGETS))
     if for_ollama:
         raise UsageError(f"--env and --force belong to Ollama, not to {to}.", f"Type: twin register {name} --to {to}")
     done = handover.hand_over(name, to, settings, out.reporter(), adapter, gguf, host, dry_run)
@@ -64,7 +60,7 @@ def command(
     adapter: Annotated[Path | None, typer.Option(help="The run's folder, where not adapters/NAME.")] = None,
     gguf: Annotated[Path | None, typer.Option(help="The GGUF, where not the run's own.")] = None,
     host: options.Host = None,
-    to: Annotated[Target, typer.Option(help="Who serves it: ollama, llama-server or lmstudio.")] = Target.OLLAMA,
+    to: Annotated[str, typer.Option(help="Who serves it: ollama, llama-server or lmstudio.")] = TARGETS[0],
     num_ctx: Annotated[int | None, typer.Option(help="Context length in tokens. Default: the preset's")] = None,
     env: options.Env = None,
     force: options.Force = False,
@@ -79,8 +75,8 @@ def command(
 
     out = Output(json, quiet, verbose)
     settings = load_settings(ollama={"host": host, "num_ctx": num_ctx})
-    if to is not Target.OLLAMA:
-        _hand_over(name, to.value, settings, out, adapter, gguf, host, dry_run, env is not None or force)
+    if to != TARGETS[0]:
+        _hand_over(name, to, settings, out, adapter, gguf, host, dry_run, env is not None or force)
         return
     done = pipeline.register(name, settings, out.reporter(), adapter, gguf, force, dry_run, env)
     lines = [f"{done.model} {'could be' if dry_run else 'is'} served at {done.host}"]
