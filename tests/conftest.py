@@ -130,9 +130,9 @@ def ollama_binary() -> str:
     return got.stdout.strip().splitlines()[-1]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def ollama(ollama_binary: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The base URL of a running Ollama with an empty model folder."""
+    """The base URL of a running Ollama with an empty model folder: what one module registers, no other one meets."""
     try:
         with ollama_server(ollama_binary, tmp_path_factory.mktemp("ollama")) as server:
             yield server.url

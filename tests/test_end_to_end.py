@@ -5,16 +5,18 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import yaml
 from dotenv import dotenv_values
 
 from tests.app.prompts import PARTS, app_request, merged
-from twin import basemodel, brain, pipeline
+from twin import basemodel, brain, packages, pipeline
 from twin.dataset.formats import read_rows
 from twin.evaluate.likelihood import compare, score_gguf
 from twin.llama import open_gguf
@@ -40,7 +42,7 @@ def twin(*arguments, cwd: Path, host: str, check: bool = True) -> subprocess.Com
         check=False,
     )
     if check:
-        assert done.returncode == 0, done.stderr
+        assert done.returncode == 0, f"{done.stderr}\n{done.stdout}"  # with --json an error stands in stdout
     return done
 
 
@@ -108,6 +110,71 @@ def test_chat_from_the_gguf_alone(demo, tokenizer):
     answer = json.loads(done.stdout)
     assert answer["reply"]
     assert answer["prompt_tokens"] == len(prompt_ids(tokenizer, load_family("chatml"), turns))
+
+
+# ---------------------------------------------------------------- two hundred prompts
+
+# Dialogue in 28 languages that nobody here wrote; BSD-3-Clause.
+CORPUS = packages.PackageFile(
+    project="chatterbot-corpus==1.3.3",
+    sha256="86de5300afb9a80826386339d3bec79c0a72eb0358abb8327e2ecef5ae0ce154",
+    keep=("chatterbot_corpus/data/",),
+)
+OTHER = Turn("system", "Du schreibst wie Sam.\n\n  Kurz. 👍🏽")
+
+
+def exchanges(folder: Path) -> Iterator[list[str]]:
+    """The conversations of the corpus, a language after the other, round and round."""
+    texts = []
+    for language in sorted(path for path in folder.iterdir() if path.is_dir()):
+        files = [yaml.safe_load(file.read_text("utf-8")) for file in sorted(language.glob("*.yml"))]
+        said = [[str(one) for one in talk] for file in files for talk in file["conversations"] if len(talk) > 1]
+        # Short ones: a letter of some scripts is three ids, and each prompt is computed.
+        texts.append(iter([talk for talk in said if len("".join(talk)) < 120]))
+    while texts:
+        for one in list(texts):
+            if (talk := next(one, None)) is None:
+                texts.remove(one)
+            else:
+                yield talk
+
+
+def shaped(at: int, talk: list[str]) -> list[Turn]:
+    """Return one of five kinds of requests; two have turns of one role in a row, or a system prompt of their own."""
+    user, reply = Turn("user", talk[0]), Turn("assistant", talk[1])
+    kinds = (
+        [user],
+        [user, reply, Turn("user", talk[-1])],
+        [user, Turn("user", talk[-1])],
+        [user, reply, Turn("user", f"{talk[-1]}\r\n\t{talk[0]} ")],
+        [OTHER, user, reply, user],
+    )
+    return kinds[at % len(kinds)]
+
+
+@pytest.mark.ollama
+def test_two_hundred_held_out_prompts_are_served_as_trained(demo, ollama, tokenizer):
+    """The three live points: what the server says of the twin, the text that it renders, the ids that it counts."""
+    folder, _ = demo
+    record = json.loads((folder / "adapters/wren/run.json").read_text("utf-8"))
+    family, own = load_family(record["family"]), Turn("system", record["system_prompt"])
+    rows = [row.turns[:-1] for row in read_rows(folder / "data/val.jsonl")]
+    corpus = packages.fetch(CORPUS, Silent()) / "chatterbot_corpus" / "data"
+    foreign = [shaped(at, talk) for at, talk in enumerate(islice(exchanges(corpus), 100))]
+    # Conversations one after the other: what two prompts share, the server computes once.
+    asked = [*sorted(rows, key=lambda turns: [turn.content for turn in turns])[:100], *foreign]
+    assert len(asked) == 200
+    ids = 0
+    with OllamaClient(ollama) as client:
+        shown = client.show("wren")
+        assert (shown["template"], shown["system"]) == (family.go, own.content)
+        for turns in asked:
+            meant = merged(turns if turns[0].role == "system" else [own, *turns])
+            assert client.render("wren", turns) == render(family, meant)
+            (answer,) = client.chat("wren", turns, {"num_predict": 1}, stream=False)
+            assert answer["prompt_eval_count"] == len(prompt_ids(tokenizer, family, meant))
+            ids += answer["prompt_eval_count"]
+    print(f"{len(asked)} prompts, {ids} ids")
 
 
 # ---------------------------------------------------------------- as the app asks it
