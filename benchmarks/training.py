@@ -9,7 +9,7 @@ constant learning rate, gradients clipped at norm 1, loss on the reply and its e
 supervised tokens. The first step's loss shows it: there the adapter still adds nothing, so all three must agree up to
 rounding. TRL's rows are compared with twin's, token by token and label by label, before it starts.
 
-- twin: ``TreeTrainer`` on prefix-tree packs, as ``twin train`` runs it. Packing is inside the timing.
+- twin: ``StepTrainer`` on prefix-tree packs, as ``twin train`` runs it. Packing is inside the timing.
 - trl: ``SFTTrainer`` with a ``peft_config``, prompt-completion rows. Three things are kinder to it than its defaults:
   ``gradient_checkpointing=False`` (its default computes every forward pass twice); the metrics it computes from the
   logits each step are left out; and its loss, which in 1.15 is a Triton kernel for GPUs and stops with "0 active
@@ -165,11 +165,11 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
     import torch
     import transformers
 
-    from twin.training import backend_hf
-    from twin.training.prefix_tree import pack_within, unique_tokens
+    from twin.training import backend_hf, execution
 
     rate = matrix_rate(setup.dtype)
-    model = backend_hf.load_model(setup.folder, "cpu", setup.dtype, setup.plan.max_length)
+    model = backend_hf.load_model(setup.folder, "cpu", setup.dtype)
+    chosen = execution.choose(model, setup.steps[0], setup.dtype)
     linear = sum(
         module.weight.numel()
         for name, module in model.named_modules()
@@ -186,22 +186,22 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
         remove_unused_columns=False, dataloader_pin_memory=False,
     )  # fmt: skip
     clock = Clock()
-    packs = [pack_within(step, backend_hf.TOKEN_BUDGET) for step in setup.steps]
-    trainer = backend_hf.TreeTrainer(
+    pieces = [chosen.cut(step) for step in setup.steps]
+    trainer = backend_hf.StepTrainer(
         model=model,
         args=arguments,
-        train_dataset=packs,
-        data_collator=lambda items: {"packs": items[0]},
+        train_dataset=pieces,
+        data_collator=lambda items: {"pieces": items[0]},
         optimizers=(optimizer, transformers.get_constant_schedule(optimizer)),
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    trainer.tree_dtype = setup.dtype
+    trainer.execution, trainer.model_dtype = chosen, setup.dtype
     losses = keep_losses(trainer)
     trainer.train()
     took = clock.read()
-    everything = [pack for step in packs for pack in step]
-    unique = unique_tokens(everything)
-    predictors = sum(len(np.unique(pack.predictors)) for pack in everything)
+    works = [piece.work for step in pieces for piece in step]
+    unique = sum(work.computed for work in works)
+    predictors = sum(len(np.unique(work.predictors)) for work in works)
     return took | {
         "losses": [float(one) for one in losses], "computed": unique,
         "rate": rate, "linear": linear, "head": head, "predictors": predictors,

@@ -48,6 +48,7 @@ LATE = {
     "twin.llama",
     "twin.training.attention",
     "twin.training.backend_hf",
+    "twin.training.execution",
     "twin.app.server",
     "twin.training.optimizer",
     "twin.training.tokenizer",

@@ -119,7 +119,7 @@ def train(
     facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
     facts["provenance"] = rows.provenance
     if dry_run:
-        facts["result"] = record.foreseen(plan, built.samples, time.perf_counter() - started)
+        facts["result"] = record.foreseen(plan, base.folder, built.samples, time.perf_counter() - started)
         return TrainedRun(paths, facts)
     job_facts = {
         **plan.model_dump(),

@@ -192,10 +192,17 @@ def test_a_shared_system_prompt_is_a_block_of_its_own():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_prepared_masks_are_summands(dtype):
     one = pack(CASES["shared history"])
-    for plain, ready in zip(attention.blocks(one), attention.prepared(one, dtype), strict=True):
-        assert ready.mask.dtype == dtype
-        assert (ready.mask[plain.mask] == 0).all()
-        assert (ready.mask[~plain.mask] == torch.finfo(dtype).min).all()
+    tree = attention.prepared(one, dtype)
+    for window in (None, 3, 1, 10_000):
+        near = (one.position_ids[:, None] - one.position_ids) < (window or 10_000)
+        starts = {block.start: range(block.start, block.stop) for block in tree.blocks}
+        for block, ready in zip(tree.blocks, tree.masks(window), strict=True):
+            keys = [place for start in block.keys for place in starts[start]]
+            seen = torch.from_numpy((one.mask() & near)[np.ix_(starts[block.start], keys)])
+            assert ready.dtype == dtype
+            assert (ready[seen] == 0).all()
+            assert (ready[~seen] == torch.finfo(dtype).min).all()
+    assert tree.masks(None) is tree.masks(10_000)  # a window longer than every sample hides nothing
 
 
 def test_registering_twice_is_no_error(model):

@@ -3,7 +3,6 @@
 import itertools
 import math
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -132,26 +131,9 @@ def test_small_updates_are_not_rounded_away():
 
 
 def test_target_modules_that_the_model_lacks_are_refused(base, plan):
-    model = backend_hf.load_model(base, "cpu", torch.float32, 64)
+    model = backend_hf.load_model(base, "cpu", torch.float32)
     with pytest.raises(GateError, match=r"The base model has no module qkv_proj\."):
         backend_hf.add_lora(model, plan.model_copy(update={"target_modules": ["qkv_proj", "o_proj"]}))
-
-
-@pytest.mark.parametrize("key", ["sliding_window", "attn_logit_softcapping"])
-def test_attention_that_the_tree_does_not_compute_is_refused(base, tmp_path, key):
-    config = transformers.AutoConfig.from_pretrained(base)
-    setattr(config, key, 16)
-    config.save_pretrained(tmp_path)
-    with pytest.raises(GateError, match="which prefix packing does not compute yet"):
-        backend_hf.load_model(tmp_path, "cpu", torch.float32, 17)
-
-
-def test_a_window_that_is_as_long_as_the_samples_hides_nothing(base, tmp_path):
-    shutil.copytree(base, tmp_path / "base")
-    config = transformers.AutoConfig.from_pretrained(base)
-    config.sliding_window = 17
-    config.save_pretrained(tmp_path / "base")
-    assert backend_hf.load_model(tmp_path / "base", "cpu", torch.float32, 17)
 
 
 def test_the_dtype_of_a_cpu_is_measured_and_the_reason_told():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twin.training.prefix_tree import _common, _cut, ancestors, batches, pack, pack_within, unique_tokens
+from twin.training.prefix_tree import _common, _cut, ancestors, batches, pack, pack_within
 from twin.training.samples import Sample
 
 
@@ -137,14 +137,14 @@ def test_packs_keep_the_budget_and_the_order(samples, budget):
         assert one.input_ids.tolist() == same.input_ids.tolist()
         assert one.parents.tolist() == same.parents.tolist()
         assert len(one.input_ids) <= budget or count == 1 or len({own.input_ids for own in group}) == 1
-    assert unique_tokens(packs) == sum(len(one.input_ids) for one in packs)
+    assert sum(one.computed for one in packs) == sum(len(one.input_ids) for one in packs)
 
 
 def test_a_budget_for_all_is_one_pack():
     samples = [sample(1, 2, number, 5) for number in range(10)]
     assert len(pack_within(samples, 1000)) == 1
-    assert unique_tokens(pack_within(samples, 1000)) == 12
-    assert unique_tokens(pack_within(samples, 1)) == 30
+    assert sum(one.computed for one in pack_within(samples, 1000)) == 12
+    assert sum(one.computed for one in pack_within(samples, 1)) == 30
 
 
 def test_packs_are_even():

@@ -1,7 +1,7 @@
-"""Training with transformers' Trainer and PEFT, on packs of prefix trees.
+"""Training with transformers' Trainer and PEFT.
 
-Not obvious: a Trainer "example" here is one whole optimizer step (its packs), because packs differ in size and the
-loss is a mean over the step's supervised tokens, whatever pack they lie in. Imported late: torch, transformers and
+Not obvious: a Trainer "example" here is one whole optimizer step (its pieces), because pieces differ in size and the
+loss is a mean over the step's supervised tokens, whatever piece they lie in. Imported late: torch, transformers and
 peft are at the top.
 """
 
@@ -16,7 +16,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import peft
 import torch
 import transformers
@@ -26,12 +25,11 @@ from twin.errors import GateError, MachineError
 from twin.presets import TrainPlan
 from twin.progress import Reporter
 from twin.records import Sample, Scored
-from twin.training import attention
+from twin.training import execution
+from twin.training.execution import Execution, Piece
 from twin.training.optimizer import MasterAdamW
-from twin.training.prefix_tree import Pack, batches, pack_within, unique_tokens
+from twin.training.prefix_tree import batches
 
-# Of a pack, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into packs.
-TOKEN_BUDGET = 896
 # Packs differ in length, and oneDNN keeps a compiled kernel for each shape: 1,024 of them, and PyTorch as many again,
 # which is a gigabyte. These hold one pack's. Read at the first product, so setting them at import is early enough.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
@@ -51,6 +49,8 @@ class Trained:
     device: str
     dtype: str
     why: str
+    execution: str
+    execution_why: str
     steps: int
     train_loss: float
     before: tuple[Scored, ...]
@@ -107,43 +107,22 @@ def choose_dtype(device: str) -> tuple[torch.dtype, str]:
     return (torch.bfloat16 if ratio > 1.2 else torch.float32), why
 
 
-def pair_losses(model: torch.nn.Module, pack: Pack, dtype: torch.dtype) -> torch.Tensor:
-    """Return [P], the negative log-likelihood of each of a pack's pairs in nats, each counted once."""
-    device = next(model.parameters()).device
+class StepTrainer(transformers.Trainer):
+    """A Trainer whose batch is the pieces of one optimizer step."""
 
-    def on_device(array: Any) -> torch.Tensor:
-        return torch.from_numpy(array).to(device)
-
-    predictors, inverse = np.unique(pack.predictors, return_inverse=True)
-    blocks = attention.prepared(pack, dtype, device)
-    output = model(
-        input_ids=on_device(pack.input_ids)[None],
-        position_ids=on_device(pack.position_ids)[None],
-        prefix_tree=blocks,
-        logits_to_keep=on_device(predictors),  # logits where something is learned, nowhere else
-        use_cache=False,
-    )
-    logits = output.logits[0]
-    if len(predictors) < len(pack.predictors):  # a node with several targets; else a copy of [P, vocabulary] is saved
-        logits = logits[on_device(inverse)]
-    return torch.nn.functional.cross_entropy(logits.float(), on_device(pack.targets), reduction="none")
-
-
-class TreeTrainer(transformers.Trainer):
-    """A Trainer whose batch is the packs of one optimizer step."""
-
-    tree_dtype: torch.dtype
+    execution: Execution
+    model_dtype: torch.dtype
     masters: MasterAdamW
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Add up the gradients of a step's packs; return the mean loss over its supervised tokens."""
+        """Add up the gradients of a step's pieces; return the mean loss over its supervised tokens."""
         model.train()
-        packs: list[Pack] = inputs["packs"]
-        supervised = sum(int(pack.weights.sum()) for pack in packs)
+        pieces: list[Piece] = inputs["pieces"]
+        supervised = sum(int(work.weights.sum()) for work, _ in pieces)
         total = torch.zeros(())
-        for pack in packs:
-            losses = pair_losses(model, pack, self.tree_dtype)
-            loss = (losses * torch.from_numpy(pack.weights).to(losses.device)).sum() / supervised
+        for work, _ in pieces:
+            losses = self.execution.losses(model, work, self.model_dtype)
+            loss = (losses * torch.from_numpy(work.weights).to(losses.device)).sum() / supervised
             self.accelerator.backward(loss)
             total += loss.detach().cpu()
         return total.to(self.args.device)
@@ -153,7 +132,7 @@ class TreeTrainer(transformers.Trainer):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
         trained = [weight for weight in self.model.parameters() if weight.requires_grad]
         for weight in trained:
-            weight.data = weight.data.to(self.tree_dtype)
+            weight.data = weight.data.to(self.model_dtype)
         self.masters.working = trained
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
@@ -195,34 +174,10 @@ class _Log(transformers.TrainerCallback):
         ]
 
 
-def load_model(folder: Path, device: str, dtype: torch.dtype, max_length: int) -> Any:
-    """Return the base model of ``folder`` with prefix-tree attention.
-
-    Args:
-        folder: the checkpoint.
-        device: where it goes.
-        dtype: of its weights.
-        max_length: most tokens of a sample; a sliding window that is no shorter hides nothing of it.
-
-    Raises:
-        GateError: an architecture whose attention is not the plain causal one that the tree computes.
-    """
-    attention.register()
-    config = transformers.AutoConfig.from_pretrained(folder)
-    window = getattr(config, "sliding_window", None)
-    if window and getattr(config, "use_sliding_window", True) and window < max_length:
-        raise GateError(
-            f"'{config.model_type}' attends through a window of {window} tokens, and samples of up to {max_length} are "
-            "longer, which prefix packing does not compute yet.",
-            f"Use --max-length {window}, or another base model: twin presets list",
-        )
-    if getattr(config, "attn_logit_softcapping", None):
-        raise GateError(
-            f"'{config.model_type}' caps its attention scores, which prefix packing does not compute yet.",
-            "Use another base model: twin presets list",
-        )
+def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:
+    """Return the base model of ``folder`` on ``device``, its weights in ``dtype``."""
     model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, attn_implementation=attention.NAME, use_safetensors=True, trust_remote_code=False
+        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
     )
     return model.to(device)
 
@@ -251,31 +206,33 @@ def add_lora(model: Any, plan: TrainPlan) -> Any:
     return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def plan_steps(samples: Sequence[Sample], plan: TrainPlan) -> list[list[Pack]]:
-    """Return the packs of each optimizer step; a fraction of an epoch takes that share of its batches."""
+def plan_steps(samples: Sequence[Sample], plan: TrainPlan, execution: Execution) -> list[list[Piece]]:
+    """Return the pieces of each optimizer step; a fraction of an epoch takes that share of its batches."""
     steps: list[list[Sample]] = []
     whole = math.ceil(plan.epochs)
     for epoch in range(whole):
         one = batches(samples, plan.batch_size, plan.seed + epoch)
         share = plan.epochs - epoch
         steps += one if share >= 1 else one[: max(1, round(len(one) * share))]
-    return [pack_within(batch, TOKEN_BUDGET) for batch in steps]
+    return [execution.cut(batch) for batch in steps]
 
 
-def held_out(model: Any, samples: Sequence[Sample], dtype: torch.dtype, tick: Callable[[int], None]) -> list[Scored]:
+def held_out(
+    model: Any, samples: Sequence[Sample], execution: Execution, dtype: torch.dtype, tick: Callable[[int], None]
+) -> list[Scored]:
     """Return the negative log-likelihood of each sample's reply and end token."""
-    scores: list[Scored] = []
+    scores: dict[int, Scored] = {}
     model.eval()
     with torch.no_grad():
         for start in range(0, len(samples), _EVAL_BATCH):
             group = list(samples[start : start + _EVAL_BATCH])
-            for pack in pack_within(group, TOKEN_BUDGET):
-                losses = pair_losses(model, pack, dtype).double().cpu().numpy()
-                for pairs in pack.of_sample:
-                    one = samples[len(scores)]
-                    scores.append(Scored(one.id, one.conversation_id, float(losses[pairs].sum()), len(pairs)))
+            for work, numbers in execution.cut(group):
+                losses = execution.losses(model, work, dtype).double().cpu().numpy()
+                for number, pairs in zip(numbers, work.of_sample, strict=True):
+                    one = group[number]
+                    scores[start + number] = Scored(one.id, one.conversation_id, float(losses[pairs].sum()), len(pairs))
             tick(len(group))
-    return scores
+    return [scores[number] for number in range(len(samples))]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +264,7 @@ def train(job: Job, reporter: Reporter) -> Trained:
     """Train a LoRA adapter and save it, in safetensors, to ``job.save_to``.
 
     Raises:
-        GateError, MachineError, UsageError: see ``load_model``, ``choose_device`` and ``add_lora``.
+        GateError, MachineError: see ``add_lora`` and ``choose_device``.
     """
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
@@ -316,35 +273,41 @@ def train(job: Job, reporter: Reporter) -> Trained:
     device = choose_device(plan.device)
     dtype, why = choose_dtype(device)
     with reporter.task("Loading the base model"):
-        model = add_lora(load_model(job.base, device, dtype, plan.max_length), plan)
-    steps = plan_steps(job.train, plan)
+        base = load_model(job.base, device, dtype)
+        chosen = execution.choose(base, job.train, dtype)
+        model = add_lora(base, plan)
+    if isinstance(chosen, execution.LengthGrouped):
+        reporter.say(f"Nothing is shared between samples: {chosen.why}")
+    steps = plan_steps(job.train, plan, chosen)
     with reporter.task("Held-out loss before", len(job.held_out)) as task:
-        before = held_out(model, job.held_out, dtype, task.advance)
+        before = held_out(model, job.held_out, chosen, dtype, task.advance)
     with reporter.task("Training", len(steps)) as task:
         log = _Log(task.advance)
-        trainer = _trainer(model, steps, plan, device, dtype, job.checkpoints, log)
+        trainer = _trainer(model, steps, chosen, plan, device, dtype, job.checkpoints, log)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
         seconds = time.perf_counter() - started
     with reporter.task("Held-out loss after", len(job.held_out)) as task:
-        after = held_out(model, job.held_out, dtype, task.advance)
+        after = held_out(model, job.held_out, chosen, dtype, task.advance)
     model.save_pretrained(job.save_to, safe_serialization=True)
     # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
     config = files.read_json(job.save_to / "adapter_config.json")
     files.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
-    packs = [pack for step in steps for pack in step]
+    works = [piece.work for step in steps for piece in step]
     logs = log.entries(trainer.state.log_history)
     return Trained(
         device=device,
         dtype=str(dtype).removeprefix("torch."),
         why=why,
+        execution=chosen.name,
+        execution_why=chosen.why,
         steps=len(steps),
         train_loss=statistics.fmean(entry["loss"] or 0.0 for entry in logs),
         before=tuple(before),
         after=tuple(after),
         tokens=round(sum(len(sample.input_ids) for sample in job.train) * plan.epochs),
-        unique_tokens=unique_tokens(packs),
-        supervised_tokens=sum(int(pack.weights.sum()) for pack in packs),
+        unique_tokens=sum(work.computed for work in works),
+        supervised_tokens=sum(int(work.weights.sum()) for work in works),
         seconds=seconds,
         done_steps=len(log.ended),
         logs=tuple(logs),
@@ -353,13 +316,14 @@ def train(job: Job, reporter: Reporter) -> Trained:
 
 def _trainer(
     model: Any,
-    steps: Sequence[Sequence[Pack]],
+    steps: Sequence[Sequence[Piece]],
+    chosen: Execution,
     plan: TrainPlan,
     device: str,
     dtype: torch.dtype,
     checkpoints: Path,
     log: _Log,
-) -> TreeTrainer:
+) -> StepTrainer:
     """Return the Trainer of ``steps``, with its optimizer and schedule."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = MasterAdamW(weights, lr=plan.learning_rate, weight_decay=0.0)
@@ -381,14 +345,14 @@ def _trainer(
         dataloader_pin_memory=False,
         seed=plan.seed,
     )
-    trainer = TreeTrainer(
+    trainer = StepTrainer(
         model=model,
         args=arguments,
         train_dataset=steps,
-        data_collator=lambda items: {"packs": items[0]},
+        data_collator=lambda items: {"pieces": items[0]},
         optimizers=(optimizer, transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(steps))),
         callbacks=[log],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    trainer.tree_dtype, trainer.masters = dtype, optimizer
+    trainer.execution, trainer.model_dtype, trainer.masters = chosen, dtype, optimizer
     return trainer

@@ -46,6 +46,11 @@ class Pack:
     weights: Ints
     of_sample: tuple[Ints, ...]
 
+    @property
+    def computed(self) -> int:
+        """How many tokens are computed."""
+        return len(self.input_ids)
+
     def mask(self) -> npt.NDArray[np.bool_]:
         """Return [T, T], true where the row's token may look: itself and its ancestors."""
         return ancestors(self.parents)
@@ -174,8 +179,3 @@ def batches(samples: Sequence[Sample], batch_size: int, seed: int) -> list[list[
         done[-1] += piece
     # In order of their ids neighbours share the most, so that ``pack_within`` counts exactly.
     return [sorted(batch, key=lambda sample: sample.input_ids) for batch in done if batch]
-
-
-def unique_tokens(packs: Iterable[Pack]) -> int:
-    """Return how many tokens are computed."""
-    return sum(len(one.input_ids) for one in packs)

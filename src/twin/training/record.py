@@ -25,9 +25,8 @@ from twin.progress import peak_rss_bytes
 from twin.records import Sample
 from twin.runs import RunPaths, adapter_digests
 from twin.templates import Family
-from twin.training import backend_hf
+from twin.training import backend_hf, execution
 from twin.training.backend_hf import Trained
-from twin.training.prefix_tree import unique_tokens
 from twin.training.samples import Samples
 
 _VERSIONS = ("torch", "transformers", "peft", "accelerate", "llama-cpp-python", "gguf")
@@ -115,15 +114,25 @@ def describe(
     }
 
 
-def foreseen(plan: TrainPlan, samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
-    """Return what a dry run knows: device, optimizer steps, tokens with and without what they share."""
-    steps = backend_hf.plan_steps(samples, plan)
+def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
+    """Return what a dry run knows: device, optimizer steps, tokens with and without what they share.
+
+    Args:
+        plan: every setting.
+        folder: the base model's checkpoint, of which the configuration is read.
+        samples: what is learned.
+        seconds: so far.
+    """
+    chosen = execution.foresee(folder)
+    steps = backend_hf.plan_steps(samples, plan, chosen)
     return {
         "backend": "hf",
         "device": backend_hf.choose_device(plan.device),
+        "execution": chosen.name,
+        "execution_reason": chosen.why,
         "steps": len(steps),
         "tokens": sum(len(sample.input_ids) for sample in samples),
-        "unique_tokens": sum(unique_tokens(packs) for packs in steps),
+        "unique_tokens": sum(piece.work.computed for step in steps for piece in step),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
@@ -142,7 +151,8 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
         "device": outcome.device,
         "dtype": outcome.dtype,
         "dtype_reason": outcome.why,
-        "execution": "prefix tree: shared beginnings are computed once a step",
+        "execution": outcome.execution,
+        "execution_reason": outcome.execution_why,
         "steps": outcome.steps,
         "train_loss": outcome.train_loss,
         "val_loss": change["after"] if change else None,

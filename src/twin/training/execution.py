@@ -1,0 +1,190 @@
+"""How samples are computed, and why that way: as prefix trees, or padded, one beside the other.
+
+One interface: ``cut`` an optimizer step's samples into pieces of bounded size, and give a piece's ``losses``. Not
+obvious: that a model takes a tree is not believed but tried, on the model that is loaded. Imported late: torch and
+transformers are at the top.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import numpy as np
+import torch
+import transformers
+
+from twin.records import Sample
+from twin.training import attention
+from twin.training.padded import Padded, length_groups, padded
+from twin.training.prefix_tree import Pack, pack_within
+
+# Of a piece, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into pieces.
+TOKEN_BUDGET = 896
+_TREE_LAYERS = {"full_attention", "sliding_attention"}
+_PROBED = 48  # tokens of each of two samples, put together anew
+# The mean difference of a token's loss, in nats; a model that saw siblings or a wrong place differs by tenths.
+_SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
+
+
+class Piece(NamedTuple):
+    """What is computed at once.
+
+    Args:
+        work: the arrays.
+        samples: the numbers of its samples among those that were cut, in the order of ``work.of_sample``.
+    """
+
+    work: Pack | Padded
+    samples: Sequence[int]
+
+
+class Execution(Protocol):
+    """A way to compute samples."""
+
+    name: ClassVar[str]
+
+    @property
+    def why(self) -> str:
+        """The reason for it, in words."""
+
+    def cut(self, samples: Sequence[Sample]) -> list[Piece]:
+        """Return the pieces of some samples, each within the token budget where a sample alone is."""
+
+    def losses(self, model: torch.nn.Module, work: Any, dtype: torch.dtype) -> torch.Tensor:
+        """Return [P], the negative log-likelihood of each pair of a piece in nats, each counted once."""
+
+
+@dataclass(frozen=True, slots=True)
+class PrefixTree:
+    """What samples share is computed once."""
+
+    name: ClassVar[str] = "prefix tree"
+    why: str
+
+    def cut(self, samples: Sequence[Sample]) -> list[Piece]:
+        """Return packs, in the samples' order."""
+        pieces, first = [], 0
+        for one in pack_within(samples, TOKEN_BUDGET):
+            stop = first + len(one.of_sample)
+            pieces.append(Piece(one, range(first, stop)))
+            first = stop
+        return pieces
+
+    def losses(self, model: torch.nn.Module, work: Pack, dtype: torch.dtype) -> torch.Tensor:
+        """Return [P]; the model's attention is ``attention.NAME``."""
+        device = next(model.parameters()).device
+        predictors, inverse = np.unique(work.predictors, return_inverse=True)
+        output = model(
+            input_ids=_on(device, work.input_ids)[None],
+            position_ids=_on(device, work.position_ids)[None],
+            prefix_tree=attention.prepared(work, dtype, device),
+            logits_to_keep=_on(device, predictors),  # logits where something is learned, nowhere else
+            use_cache=False,
+        )
+        logits = output.logits[0]
+        if len(predictors) < len(work.predictors):  # a node with several targets; else [P, vocabulary] is saved again
+            logits = logits[_on(device, inverse)]
+        return torch.nn.functional.cross_entropy(logits.float(), _on(device, work.targets), reduction="none")
+
+
+@dataclass(frozen=True, slots=True)
+class LengthGrouped:
+    """Each sample by itself, in padded batches of like lengths, with the model's own attention."""
+
+    name: ClassVar[str] = "length-grouped batches"
+    why: str
+
+    def cut(self, samples: Sequence[Sample]) -> list[Piece]:
+        """Return batches, from the shortest samples to the longest."""
+        groups = length_groups(samples, TOKEN_BUDGET)
+        return [Piece(padded([samples[number] for number in group]), group) for group in groups]
+
+    def losses(self, model: torch.nn.Module, work: Padded, dtype: torch.dtype) -> torch.Tensor:
+        """Return [P]."""
+        device = next(model.parameters()).device
+        output = model(
+            input_ids=_on(device, work.input_ids),
+            attention_mask=_on(device, work.attention_mask),
+            logits_to_keep=_on(device, work.kept),
+            use_cache=False,
+        )
+        logits = output.logits[_on(device, work.rows), _on(device, work.columns)]
+        return torch.nn.functional.cross_entropy(logits.float(), _on(device, work.targets), reduction="none")
+
+
+def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).to(device)
+
+
+def why_no_tree(config: Any) -> str | None:
+    """Return why a model of this configuration can't take a prefix tree, as far as its code tells; None: it may."""
+    kind = getattr(config, "model_type", "model")
+    model_class = transformers.AutoModelForCausalLM._model_mapping.get(type(config), None)
+    if isinstance(model_class, (list, tuple)):
+        model_class = model_class[0]
+    if model_class is not None and model_class._is_stateful:
+        return f"'{kind}' carries a state from token to token"
+    if model_class is None or not model_class._supports_attention_backend:
+        return f"the attention of '{kind}' can't be replaced"
+    other = sorted(set(getattr(config, "layer_types", None) or ()) - _TREE_LAYERS)
+    if other or getattr(config, "attention_chunk_size", None):
+        return f"'{kind}' has layers of {', '.join(other) or 'chunked attention'}"
+    return None
+
+
+def foresee(folder: Path) -> Execution:
+    """Return how samples will be computed with the model in ``folder``, of which the configuration alone is read."""
+    reason = why_no_tree(transformers.AutoConfig.from_pretrained(folder))
+    return LengthGrouped(reason) if reason else PrefixTree("its attention can be replaced; tried once it is loaded")
+
+
+def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Execution:
+    """Return how to compute ``samples`` with a loaded model, which is made ready for it.
+
+    Where its code allows a tree, parts of two samples are computed both ways, and the losses must agree.
+
+    Args:
+        model: the base model, with its own attention.
+        samples: some that are trained.
+        dtype: of the model's weights.
+    """
+    if reason := why_no_tree(model.config):
+        return LengthGrouped(reason)
+    tree, one_by_one = PrefixTree(""), LengthGrouped("")
+    probe = _probe(samples[0].input_ids[:_PROBED], samples[-1].input_ids[-_PROBED:])
+    own = model.config._attn_implementation
+    model.eval()
+    with torch.no_grad():
+        ours = _of_each(one_by_one, model, probe, dtype)
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+        try:
+            theirs = _of_each(tree, model, probe, dtype)
+        except NotImplementedError as error:
+            model.set_attn_implementation(own)
+            return LengthGrouped(f"'{model.config.model_type}' has {error}")
+    difference = float(np.abs(ours - theirs).mean())
+    if not difference <= _SAME[dtype]:
+        model.set_attn_implementation(own)
+        return LengthGrouped(f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)")
+    return PrefixTree(f"a probe gave the losses of the model's own attention (to {difference:.1g} nats a token)")
+
+
+def _probe(ids: tuple[int, ...], other: tuple[int, ...]) -> list[Sample]:
+    """Return samples that part at two depths, so that there are siblings inside a branch as well; all of it counts."""
+    third = max(1, len(ids) // 3)
+    branch = ids[:third] + other[:third]
+    paths = (ids, branch + ids[third:], branch + other[third:])
+    return [Sample(str(number), "", "chat", path, 1) for number, path in enumerate(paths) if len(path) > 1]
+
+
+def _of_each(execution: Execution, model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> np.ndarray:
+    """Return the losses of all samples' tokens, one sample after the other."""
+    found: dict[int, np.ndarray] = {}
+    for work, numbers in execution.cut(samples):
+        losses = execution.losses(model, work, dtype).double().cpu().numpy()
+        found |= {number: losses[pairs] for number, pairs in zip(numbers, work.of_sample, strict=True)}
+    return np.concatenate([found[number] for number in range(len(samples))])
