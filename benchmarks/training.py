@@ -57,13 +57,17 @@ BF16_FLAGS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
 
 def sample_rows(count: int) -> list[Any]:
     """Return ``count`` chat rows of the sample brain, a conversation of several replies after another."""
-    from twin import brain, dataset, prompt
-    from twin.settings import ExportSettings
+    from twin import curate, sample
+    from twin.dataset.formats import read_rows
+    from twin.progress import Silent
+    from twin.settings import load_settings
 
-    person = brain.load([Path(brain.__file__).parents[1] / "sample" / "brain"])
-    built = dataset.build(person, prompt.build(person), ExportSettings())
+    with tempfile.TemporaryDirectory() as folder:
+        own = {"person": "Wren Halloran", "output": Path(folder)}
+        curate.export([Path(sample.__file__).parent / "brain"], load_settings(export=own), Silent())
+        rows = list(read_rows(Path(folder) / "train.jsonl"))
     conversations: dict[str, list[Any]] = {}
-    for row in built.train:
+    for row in rows:
         if row.kind == "chat" and row.turns[0].role == "system":
             conversations.setdefault(row.conversation_id, []).append(row)
     rows = [
