@@ -74,7 +74,12 @@ def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_l
 
 
 def train(
-    settings: Settings, reporter: Reporter, output: Path | None = None, dry_run: bool = False, go_on: bool = False
+    settings: Settings,
+    reporter: Reporter,
+    output: Path | None = None,
+    dry_run: bool = False,
+    go_on: bool = False,
+    explain: bool = False,
 ) -> TrainedRun:
     """Dataset → LoRA adapter in ``adapters/NAME``.
 
@@ -84,6 +89,7 @@ def train(
         output: the run's folder, where not ``adapters/NAME``.
         dry_run: resolve and count everything, train nothing.
         go_on: take up the run's newest checkpoint where it is of the same settings and rows.
+        explain: a dry run that also tells, under ``explain``, what rows share and what each costs.
     """
     from twin import basemodel
     from twin.dataset import rows as dataset_rows
@@ -107,7 +113,11 @@ def train(
     family = prove.family_for(load_preset(settings.train.preset), plan, base, tokenizer)
     gated = [list(row.turns[:-1]) for row in (*rows.train[:_GATED], *rows.val[:_GATED])]
     prove.before_training(base, family, tokenizer, gated, settings, reporter)
-    system_tokens = len(tokenizer(rows.system, add_special_tokens=False)["input_ids"])
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    system_tokens = count(rows.system)
     if rows.owned and system_tokens > prompt.MAX_TOKENS:
         raise StepError(
             f"The system prompt is {system_tokens} tokens for this model; at most {prompt.MAX_TOKENS} are allowed.",
@@ -118,8 +128,10 @@ def train(
     read = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
     facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
     facts["provenance"] = rows.provenance
-    if dry_run:
+    if dry_run or explain:
         facts["result"] = record.foreseen(plan, built.samples, time.perf_counter() - started)
+        if explain:
+            facts["result"]["explain"] = record.explained(plan, rows.train, built.samples, count)
         return TrainedRun(paths, facts)
     job_facts = {
         **plan.model_dump(),

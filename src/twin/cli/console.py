@@ -17,6 +17,7 @@ from twin.progress import Silent, Task
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
+    from rich.table import Table
 
     from twin.results import AppEnv
 
@@ -50,6 +51,16 @@ def env_lines(env: AppEnv, dry_run: bool = False) -> list[str]:
 def env_hint(env: AppEnv) -> str:
     """Return what is left to do for the app."""
     return f"restart the app's backend: it reads {env.file} only when it starts"
+
+
+def table_lines(table: Table) -> list[str]:
+    """Return a table as plain lines, as wide as the terminal."""
+    from rich.console import Console
+
+    console = Console(no_color=True, highlight=False, emoji=False)
+    with console.capture() as held:
+        console.print(table)
+    return [line.rstrip() for line in held.get().rstrip().split("\n")]
 
 
 def stderr_console() -> Console:

@@ -251,15 +251,19 @@ def add_lora(model: Any, plan: TrainPlan) -> Any:
     return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def plan_steps(samples: Sequence[Sample], plan: TrainPlan) -> list[list[Pack]]:
-    """Return the packs of each optimizer step; a fraction of an epoch takes that share of its batches."""
-    steps: list[list[Sample]] = []
-    whole = math.ceil(plan.epochs)
-    for epoch in range(whole):
+def plan_passes(samples: Sequence[Sample], plan: TrainPlan) -> list[list[list[Sample]]]:
+    """Return of each pass its optimizer steps' samples; a fraction of an epoch takes that share of its batches."""
+    passes: list[list[list[Sample]]] = []
+    for epoch in range(math.ceil(plan.epochs)):
         one = batches(samples, plan.batch_size, plan.seed + epoch)
         share = plan.epochs - epoch
-        steps += one if share >= 1 else one[: max(1, round(len(one) * share))]
-    return [pack_within(batch, TOKEN_BUDGET) for batch in steps]
+        passes.append(one if share >= 1 else one[: max(1, round(len(one) * share))])
+    return passes
+
+
+def plan_steps(samples: Sequence[Sample], plan: TrainPlan) -> list[list[Pack]]:
+    """Return the packs of each optimizer step."""
+    return [pack_within(batch, TOKEN_BUDGET) for one in plan_passes(samples, plan) for batch in one]
 
 
 def held_out(model: Any, samples: Sequence[Sample], dtype: torch.dtype, tick: Callable[[int], None]) -> list[Scored]:

@@ -119,7 +119,7 @@ def pack_within(samples: Sequence[Sample], token_budget: int) -> list[Pack]:
     if not samples:
         return []
     lengths = [len(sample.input_ids) for sample in samples]
-    shared = [0, *(_common(one.input_ids, other.input_ids) for one, other in pairwise(samples))]
+    shared = [0, *(common(one.input_ids, other.input_ids) for one, other in pairwise(samples))]
     cuts = _cut(lengths, shared, token_budget)
     low, high = 1, token_budget  # the least budget that gives as few packs
     while low < high:
@@ -147,7 +147,8 @@ def _cut(lengths: Sequence[int], shared: Sequence[int], token_budget: int) -> li
     return starts
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
+def common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens both begin with."""
     for place, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return place
@@ -174,6 +175,11 @@ def batches(samples: Sequence[Sample], batch_size: int, seed: int) -> list[list[
         done[-1] += piece
     # In order of their ids neighbours share the most, so that ``pack_within`` counts exactly.
     return [sorted(batch, key=lambda sample: sample.input_ids) for batch in done if batch]
+
+
+def whole_tokens(pack: Pack) -> int:
+    """Return how many tokens the samples of ``pack`` have as they stand, their last ones included."""
+    return sum(int(pack.position_ids[pack.predictors[pairs[-1]]]) + 2 for pairs in pack.of_sample)
 
 
 def unique_tokens(packs: Iterable[Pack]) -> int:

@@ -8,7 +8,8 @@ from __future__ import annotations
 import io
 import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -22,15 +23,18 @@ from twin.errors import file_errors
 from twin.files import atomic_write, file_digest, write_json, write_text
 from twin.presets import TrainPlan
 from twin.progress import peak_rss_bytes
-from twin.records import Sample
+from twin.records import Example, Sample
 from twin.runs import RunPaths, adapter_digests
 from twin.templates import Family
 from twin.training import backend_hf
 from twin.training.backend_hf import Trained
+from twin.training.explain import account, systems
 from twin.training.prefix_tree import unique_tokens
 from twin.training.samples import Samples
 
 _VERSIONS = ("torch", "transformers", "peft", "accelerate", "llama-cpp-python", "gguf")
+
+EXECUTION = "prefix tree: shared beginnings are computed once a step"
 
 _CARD = """---
 base_model: {base}
@@ -122,10 +126,40 @@ def foreseen(plan: TrainPlan, samples: Sequence[Sample], seconds: float) -> dict
         "backend": "hf",
         "device": backend_hf.choose_device(plan.device),
         "steps": len(steps),
-        "tokens": sum(len(sample.input_ids) for sample in samples),
+        "tokens": round(sum(len(sample.input_ids) for sample in samples) * plan.epochs),
         "unique_tokens": sum(unique_tokens(packs) for packs in steps),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def explained(
+    plan: TrainPlan, rows: Sequence[Example], samples: Sequence[Sample], count: Callable[[str], int]
+) -> dict[str, Any]:
+    """Return what ``--explain`` tells: what rows share, what each costs, and how it is computed and why.
+
+    Args:
+        plan: every setting.
+        rows: what is learned.
+        samples: made of ``rows``.
+        count: the number of tokens of a text.
+    """
+    told = account(samples, backend_hf.plan_passes(samples, plan), backend_hf.TOKEN_BUDGET)
+    device = backend_hf.choose_device(plan.device)
+    dtype, dtype_reason = backend_hf.choose_dtype(device)
+    saved = told.shared_system + told.shared_history
+    return {
+        **asdict(told),
+        "systems": [asdict(one) for one in systems(rows, samples, count)],
+        "execution": {
+            "name": EXECUTION,
+            "reason": f"rows share {saved / told.tokens:.0%} of their tokens with others of their step, and padded "
+            f"batches of the same rows would compute {told.padded_tokens / told.unique_tokens:.1f} times as many",
+            "device": device,
+            "device_reason": "asked for" if plan.device != "auto" else "the first of cuda, mps and cpu that is here",
+            "dtype": str(dtype).removeprefix("torch."),
+            "dtype_reason": dtype_reason,
+        },
     }
 
 
@@ -142,7 +176,7 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
         "device": outcome.device,
         "dtype": outcome.dtype,
         "dtype_reason": outcome.why,
-        "execution": "prefix tree: shared beginnings are computed once a step",
+        "execution": EXECUTION,
         "steps": outcome.steps,
         "train_loss": outcome.train_loss,
         "val_loss": change["after"] if change else None,
