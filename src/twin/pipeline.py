@@ -45,9 +45,12 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
     Raises:
         MachineError, GateError, UsageError: the first thing that is missing or wrong.
     """
+    from twin.training import trackers
+
     preset = load_preset(settings.train.preset)
     prove.preset_family(preset, plan)
     need("train", "torch", "transformers", "peft", "accelerate")
+    trackers.need(settings.train.report_to)
     parameters = preset.parameters_billions * 1e9
     files.need_disk(where, int(parameters * 0.05 + 50e6), "Training")
     if find_spec("llama_cpp"):
@@ -127,7 +130,7 @@ def train(
     held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)
     read = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
     facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
-    facts["provenance"] = rows.provenance
+    facts |= {"provenance": rows.provenance, "report_to": list(settings.train.report_to)}
     if dry_run or explain:
         facts["result"] = record.foreseen(plan, built.samples, time.perf_counter() - started)
         if explain:
@@ -145,13 +148,14 @@ def train(
         runs.bind_checkpoints(paths, checkpoint, job_facts)
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch, checkpoint,
+            tuple(settings.train.report_to),
         )  # fmt: skip
         outcome = backend_hf.train(job, reporter)
         change = asdict(compare(outcome.before, outcome.after)) if held_out else None
         facts["result"] = record.result(outcome, change, time.perf_counter() - started)
         record.install(paths, scratch, family, facts, outcome)
     release_memory()
-    return TrainedRun(paths, facts)
+    return TrainedRun(paths, facts, outcome.logs)
 
 
 # ---------------------------------------------------------------- gguf

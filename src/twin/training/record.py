@@ -6,7 +6,6 @@ Imported late: torch comes in through ``backend_hf``.
 from __future__ import annotations
 
 import io
-import platform
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -14,8 +13,6 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from twin import __version__
 from twin.basemodel import BaseModel
@@ -26,13 +23,16 @@ from twin.progress import peak_rss_bytes
 from twin.records import Example, Sample
 from twin.runs import RunPaths, adapter_digests
 from twin.templates import Family
-from twin.training import backend_hf
+from twin.training import backend_hf, hardware, metrics
 from twin.training.backend_hf import Trained
 from twin.training.explain import account, systems
 from twin.training.prefix_tree import unique_tokens
 from twin.training.samples import Samples
 
-_VERSIONS = ("torch", "transformers", "peft", "accelerate", "llama-cpp-python", "gguf")
+_VERSIONS = (
+    "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "jinja2", "llama-cpp-python",
+    "gguf",
+)  # fmt: skip
 
 EXECUTION = "prefix tree: shared beginnings are computed once a step"
 
@@ -115,7 +115,7 @@ def describe(
             "too_long": built.too_long,
         },
         "versions": _versions(),
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()},
+        "hardware": hardware.describe(),
     }
 
 
@@ -185,9 +185,14 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
         "tokens": outcome.tokens,
         "unique_tokens": outcome.unique_tokens,
         "supervised_tokens": outcome.supervised_tokens,
+        "token_budget": backend_hf.TOKEN_BUDGET,
+        "packs": outcome.packs,
+        "largest_pack": outcome.largest_pack,
+        "optimizer": outcome.optimizer,
         "tokens_per_second": round(outcome.tokens * outcome.done_steps / outcome.steps / outcome.seconds, 1),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
+        "peak_gpu_bytes": outcome.peak_gpu_bytes,
     }
 
 
@@ -209,7 +214,7 @@ def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str,
             made.replace(target)
         shutil.rmtree(paths.checkpoints, ignore_errors=True)  # the adapter is whole: they have done their work
     write_text(paths.chat_template, family.jinja)
-    write_text(paths.metrics, "".join(orjson.dumps(entry).decode() + "\n" for entry in outcome.logs))
+    write_text(paths.metrics, metrics.dumps(outcome.logs))
     measured = facts["result"]
     steps = [int(entry["step"] or 0) for entry in outcome.logs]
     losses = [entry["loss"] or 0.0 for entry in outcome.logs]

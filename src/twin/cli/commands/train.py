@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from twin.cli import options
+from twin.cli import options, plots
 from twin.cli.console import Output, few, printable, table_lines
 
 NAME = "train"
@@ -42,6 +43,14 @@ def command(
     backend: Annotated[str | None, typer.Option(help="auto or hf.")] = None,
     device: options.Device = None,
     seed: options.Seed = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also tell tensorboard, trackio or wandb of each step; may be repeated. wandb, and trackio where "
+            "TRACKIO_SPACE_ID is set, send loss, settings and the run's name elsewhere, never rows or weights. "
+            "Example: twin train --report-to tensorboard"
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -65,6 +74,7 @@ def command(
             "preset": preset, "dataset": dataset, "name": name, "model": model, "epochs": epochs,
             "batch_size": batch_size, "learning_rate": learning_rate, "lora_r": lora_r, "max_length": max_length,
             "resume_from": resume_from, "backend": backend, "device": device, "seed": seed,
+            "report_to": report_to,
         }
     )  # fmt: skip
     done = pipeline.train(settings, out.reporter(), output, dry_run, explain=explain)
@@ -85,6 +95,8 @@ def command(
     lines.append(
         f"{result['steps']} steps, {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 1e9:.1f} GB"
     )
+    if not json:
+        lines += plots.loss(done.logs, result["val_loss_base"], result["val_loss"], shutil.get_terminal_size().columns)
     out.result(done.as_json(), lines)
     out.hint(f"twin gguf {done.paths.root} -q q4_k_m")
 
