@@ -49,6 +49,7 @@ LATE = {
     "twin.training.attention",
     "twin.training.backend_hf",
     "twin.training.execution",
+    "twin.training.hardware",
     "twin.app.server",
     "twin.training.optimizer",
     "twin.training.tokenizer",
@@ -178,6 +179,9 @@ def test_late_modules_are_imported_late():
         "twin.templates",
         "twin.training.samples",
         "twin.training.prefix_tree",
+        "twin.training.explain",
+        "twin.training.metrics",
+        "twin.training.trackers",
     ],
 )
 def test_the_light_half_stays_light(name):

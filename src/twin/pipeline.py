@@ -45,9 +45,12 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
     Raises:
         MachineError, GateError, UsageError: the first thing that is missing or wrong.
     """
+    from twin.training import trackers
+
     preset = load_preset(settings.train.preset)
     prove.preset_family(preset, plan)
     need("train", "torch", "transformers", "peft", "accelerate")
+    trackers.need(settings.train.report_to)
     parameters = preset.parameters_billions * 1e9
     files.need_disk(where, int(parameters * 0.05 + 50e6), "Training")
     if find_spec("llama_cpp"):
@@ -74,7 +77,12 @@ def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_l
 
 
 def train(
-    settings: Settings, reporter: Reporter, output: Path | None = None, dry_run: bool = False, go_on: bool = False
+    settings: Settings,
+    reporter: Reporter,
+    output: Path | None = None,
+    dry_run: bool = False,
+    go_on: bool = False,
+    explain: bool = False,
 ) -> TrainedRun:
     """Dataset → LoRA adapter in ``adapters/NAME``.
 
@@ -84,6 +92,7 @@ def train(
         output: the run's folder, where not ``adapters/NAME``.
         dry_run: resolve and count everything, train nothing.
         go_on: take up the run's newest checkpoint where it is of the same settings and rows.
+        explain: a dry run that also tells, under ``explain``, what rows share and what each costs.
     """
     from twin import basemodel
     from twin.dataset import rows as dataset_rows
@@ -107,7 +116,11 @@ def train(
     family = prove.family_for(load_preset(settings.train.preset), plan, base, tokenizer)
     gated = [list(row.turns[:-1]) for row in (*rows.train[:_GATED], *rows.val[:_GATED])]
     prove.before_training(base, family, tokenizer, gated, settings, reporter)
-    system_tokens = len(tokenizer(rows.system, add_special_tokens=False)["input_ids"])
+
+    def count(text: str) -> int:
+        return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    system_tokens = count(rows.system)
     if rows.owned and system_tokens > prompt.MAX_TOKENS:
         raise StepError(
             f"The system prompt is {system_tokens} tokens for this model; at most {prompt.MAX_TOKENS} are allowed.",
@@ -117,9 +130,11 @@ def train(
     held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)
     read = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
     facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
-    facts["provenance"] = rows.provenance
-    if dry_run:
+    facts |= {"provenance": rows.provenance, "report_to": list(settings.train.report_to)}
+    if dry_run or explain:
         facts["result"] = record.foreseen(plan, base.folder, built.samples, time.perf_counter() - started)
+        if explain:
+            facts["result"]["explain"] = record.explained(plan, base.folder, rows.train, built.samples, count)
         return TrainedRun(paths, facts)
     job_facts = {
         **plan.model_dump(),
@@ -133,13 +148,14 @@ def train(
         runs.bind_checkpoints(paths, checkpoint, job_facts)
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch, checkpoint,
+            tuple(settings.train.report_to),
         )  # fmt: skip
         outcome = backend_hf.train(job, reporter)
         change = asdict(compare(outcome.before, outcome.after)) if held_out else None
         facts["result"] = record.result(outcome, change, time.perf_counter() - started)
         record.install(paths, scratch, family, facts, outcome)
     release_memory()
-    return TrainedRun(paths, facts)
+    return TrainedRun(paths, facts, outcome.logs)
 
 
 # ---------------------------------------------------------------- gguf

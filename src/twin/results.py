@@ -61,10 +61,11 @@ class Exported:
 
 @dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A finished run: its files, and what ``run.json`` holds."""
+    """A finished run: its files, what ``run.json`` holds, and the lines of ``metrics.jsonl``."""
 
     paths: RunPaths
     record: dict[str, Any]
+    logs: tuple[dict[str, float | int | None], ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of ``--json``."""

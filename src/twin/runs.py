@@ -27,6 +27,7 @@ _RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("max_length", "num_ctx"), int),
     "temperature": (int, float), "plan": dict, "result": dict,
 }  # fmt: skip
+METRICS = "metrics.jsonl"  # in the folder of checkpoints while it grows, then in the run's
 _CHECKPOINT_JOB = "job.json"
 _CHECKPOINT_STATE = "trainer_state.json"  # transformers writes it last
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
@@ -108,7 +109,7 @@ class RunPaths:
     @property
     def metrics(self) -> Path:
         """One JSON object a logged step."""
-        return self.root / "metrics.jsonl"
+        return self.root / METRICS
 
     @property
     def loss_plot(self) -> Path:
@@ -124,6 +125,11 @@ class RunPaths:
     def card(self) -> Path:
         """The model card."""
         return self.root / "README.md"
+
+    @property
+    def tensorboard(self) -> Path:
+        """What TensorBoard reads, where it was asked for."""
+        return self.root / "tensorboard"
 
     @property
     def checkpoints(self) -> Path:

@@ -1,6 +1,7 @@
 """The real Trainer on a two-layer model: resumption to the same bits, what is measured, what is refused."""
 
 import itertools
+import json
 import math
 import re
 from pathlib import Path
@@ -84,6 +85,45 @@ def weights(folder):
     return load_file(folder / "adapter_model.safetensors")
 
 
+class Watch(StopAt):
+    """A reporter that keeps the figures, and what the growing file held at each of them."""
+
+    def __init__(self, file, step=math.inf):
+        super().__init__(step)
+        self.file, self.figures, self.held = file, [], []
+
+    def measured(self, figures):
+        self.figures.append(figures)
+        self.held.append(self.file.read_text().splitlines() if self.file.exists() else None)
+
+
+def test_figures_and_lines_come_as_it_goes_and_no_step_stands_twice(base, plan, tmp_path):
+    file = tmp_path / "cut/checkpoints/metrics.jsonl"
+    first = Watch(file, step=14)
+    with pytest.raises(KeyboardInterrupt):
+        train(base, plan, tmp_path / "cut", reporter=first)
+    before, *steps = first.figures
+    assert (before.val_loss > 0, before.loss) == (True, None)
+    assert [len(held) for held in first.held[1:]] == list(range(1, 14))
+    assert all(one.loss > 0 and one.tokens_per_second > 0 and one.peak_rss_bytes > 10**7 for one in steps)
+    left = [one.seconds_left for one in steps]
+    assert left[-1] > 0
+    assert file.read_text().count("\n") == 13
+    with file.open("a") as handle:
+        handle.write('{"step": 14, "lo')  # what a power cut may leave
+    earlier = [json.loads(line) for line in file.read_text().splitlines()[:10]]
+
+    again = Watch(file)
+    done = train(base, plan, tmp_path / "cut", resume="auto", reporter=again)
+    kept = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [entry["step"] for entry in kept] == list(range(1, 21))
+    assert kept[:10] == earlier
+    assert kept == list(done.logs)
+    assert len(again.held[1]) == 11
+    assert again.figures[-1].seconds_left == 0
+    assert done.done_steps == 10
+
+
 @pytest.mark.slow
 def test_a_stopped_run_resumed_gives_the_same_bits(base, plan, tmp_path):
     whole = train(base, plan, tmp_path / "whole")
@@ -114,6 +154,16 @@ def test_what_is_measured_is_what_plain_peft_computes(base, plan, tmp_path):
     assert sum(score.nll for score in done.after) < sum(score.nll for score in done.before)
     assert all(math.isfinite(entry["loss"]) for entry in done.logs)
     assert [entry["step"] for entry in done.logs] == list(range(1, done.steps + 1))
+    kept = [json.loads(line) for line in (tmp_path / "run/checkpoints/metrics.jsonl").read_text().splitlines()]
+    assert kept == list(done.logs)
+    assert {type(value) for entry in kept for value in entry.values()} == {int, float}
+    assert set(kept[0]) == {
+        "step", "loss", "learning_rate", "grad_norm", "seconds", "tokens_per_second", "peak_rss_bytes",
+    }  # fmt: skip
+    tokens = sum(entry["tokens_per_second"] * entry["seconds"] for entry in kept)
+    assert tokens == pytest.approx(done.tokens, rel=0.01)
+    assert sum(entry["seconds"] for entry in kept) <= done.seconds
+    assert (done.optimizer["name"], done.optimizer["max_grad_norm"]) == ("MasterAdamW", 1.0)
 
 
 def test_small_updates_are_not_rounded_away():

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from twin.training.prefix_tree import _common, _cut, ancestors, batches, pack, pack_within
+from twin.training.prefix_tree import _cut, ancestors, batches, common, pack, pack_within
 from twin.training.samples import Sample
 
 
@@ -157,7 +157,7 @@ def test_packs_are_even():
 def test_even_packs_are_no_more_packs(samples, budget):
     ordered = sorted(samples, key=lambda own: own.input_ids)
     lengths = [len(own.input_ids) for own in ordered]
-    shared = [0, *(_common(one.input_ids, other.input_ids) for one, other in pairwise(ordered))]
+    shared = [0, *(common(one.input_ids, other.input_ids) for one, other in pairwise(ordered))]
     assert len(pack_within(ordered, budget)) == len(_cut(lengths, shared, budget))
 
 

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
 from twin.errors import MachineError, TwinError
-from twin.progress import Silent, Task
+from twin.progress import Figures, Silent, Task
 
 if TYPE_CHECKING:
     from rich.console import Console
-    from rich.progress import Progress, TaskID
+    from rich.table import Table
 
+    from twin.cli.live import Shown
     from twin.results import AppEnv
 
 _FEW = 10  # the bootstrap resamples conversations, so fewer make an interval look surer than it is
 _SLOW_SECONDS = 1.0
-_PLAIN_EVERY_SECONDS = 10.0
 
 
 def printable(text: str) -> str:
@@ -52,40 +52,21 @@ def env_hint(env: AppEnv) -> str:
     return f"restart the app's backend: it reads {env.file} only when it starts"
 
 
+def table_lines(table: Table) -> list[str]:
+    """Return a table as plain lines, as wide as the terminal."""
+    from rich.console import Console
+
+    console = Console(no_color=True, highlight=False, emoji=False)
+    with console.capture() as held:
+        console.print(table)
+    return [line.rstrip() for line in held.get().rstrip().split("\n")]
+
+
 def stderr_console() -> Console:
     """Return a console on stderr."""
     from rich.console import Console
 
     return Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)  # names are not ours to change
-
-
-class _Bar:
-    def __init__(self, progress: Progress, task: TaskID) -> None:
-        self._progress, self._task = progress, task
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self._progress.advance(self._task, amount)
-        if note:
-            self._progress.update(self._task, note=note)
-
-
-class _Lines:
-    """Progress where there is no terminal: a line now and then, with the time left."""
-
-    def __init__(self, console: Console, title: str, total: float | None) -> None:
-        self._console, self._title, self._total = console, title, total
-        self._done, self._note = 0.0, ""
-        self._started = self._told = time.monotonic()
-
-    def advance(self, amount: float = 1, note: str = "") -> None:
-        self._done += amount
-        self._note = note or self._note
-        now = time.monotonic()
-        if self._total and now - self._told >= _PLAIN_EVERY_SECONDS:
-            self._told = now
-            left = (now - self._started) / max(self._done, 1e-9) * (self._total - self._done)
-            tail = f", {self._note}" if self._note else ""
-            self._console.print(f"{self._title}: {self._done:.0f}/{self._total:.0f}, {left:.0f} s left{tail}")
 
 
 class ConsoleReporter:
@@ -94,6 +75,7 @@ class ConsoleReporter:
     def __init__(self, verbose: bool = False) -> None:
         self.console = stderr_console()
         self.verbose = verbose
+        self._shown: Shown | None = None
 
     def say(self, text: str) -> None:
         """Show one line."""
@@ -101,28 +83,26 @@ class ConsoleReporter:
 
     @contextmanager
     def task(self, title: str, total: float | None = None) -> Iterator[Task]:
-        """Show a bar (a terminal) or lines, and how long it took when that was over a second."""
-        started = time.monotonic()
-        if self.console.is_terminal:
-            from rich import progress
+        """Show a panel (a terminal) or lines, and how long it took when that was over a second."""
+        from twin.cli.live import Lines, Panel
 
-            bar = progress.Progress(
-                progress.TextColumn("{task.description}"),
-                progress.BarColumn(),
-                progress.MofNCompleteColumn() if total else progress.TextColumn(""),
-                progress.TimeElapsedColumn(),
-                progress.TimeRemainingColumn() if total else progress.TextColumn(""),
-                progress.TextColumn("{task.fields[note]}"),
-                console=self.console,
-                transient=True,
-            )
-            with bar:
-                yield _Bar(bar, bar.add_task(title, total=total, note=""))
-        else:
-            yield _Lines(self.console, title, total)
+        started = time.monotonic()
+        kind: type[Shown] = Panel if self.console.is_interactive else Lines
+        around = self._shown
+        with kind(self.console, title, total) as shown:
+            self._shown = shown
+            try:
+                yield shown
+            finally:
+                self._shown = around
         seconds = time.monotonic() - started
-        if seconds > _SLOW_SECONDS or self.verbose:
+        if not shown.stays and (seconds > _SLOW_SECONDS or self.verbose):
             self.console.print(f"{title}: {seconds:.1f} s", markup=False)
+
+    def measured(self, figures: Figures) -> None:
+        """Show figures of the task that runs."""
+        if self._shown is not None:
+            self._shown.measured(figures)
 
 
 def few_reasons(dropped: dict[str, int], most: int = 20) -> list[tuple[str, int]]:

@@ -23,9 +23,10 @@ import transformers
 from twin import files
 from twin.errors import GateError, MachineError
 from twin.presets import TrainPlan
-from twin.progress import Reporter
+from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
-from twin.training import execution
+from twin.runs import METRICS, RunPaths
+from twin.training import execution, metrics, trackers
 from twin.training.execution import Execution, Piece
 from twin.training.optimizer import MasterAdamW
 from twin.training.prefix_tree import batches
@@ -43,7 +44,7 @@ class Trained:
     """What training measured.
 
     ``logs`` has one entry an optimizer step, losses in nats a supervised token. ``seconds`` and ``done_steps`` are of
-    this process alone, where it went on from a checkpoint.
+    this process alone, where it went on from a checkpoint. ``optimizer`` is its settings; ``largest_pack`` in tokens.
     """
 
     device: str
@@ -60,7 +61,11 @@ class Trained:
     supervised_tokens: int
     seconds: float
     done_steps: int
-    logs: tuple[dict[str, float | None], ...]
+    logs: tuple[metrics.Line, ...]
+    optimizer: dict[str, Any]
+    packs: int
+    largest_pack: int
+    peak_gpu_bytes: int | None
 
 
 def choose_device(wanted: str) -> str:
@@ -107,6 +112,10 @@ def choose_dtype(device: str) -> tuple[torch.dtype, str]:
     return (torch.bfloat16 if ratio > 1.2 else torch.float32), why
 
 
+def _peak_gpu_bytes(device: str) -> int | None:
+    return torch.cuda.max_memory_allocated() if device == "cuda" else None
+
+
 class StepTrainer(transformers.Trainer):
     """A Trainer whose batch is the pieces of one optimizer step."""
 
@@ -141,37 +150,69 @@ class StepTrainer(transformers.Trainer):
 
 
 class _Log(transformers.TrainerCallback):
-    """Tells of each step, and keeps when it ended."""
+    """Tells of each step, and appends its line to ``metrics.jsonl``.
 
-    def __init__(self, advance: Callable[..., None]) -> None:
-        self.advance = advance
-        self.ended: dict[int, float] = {}
-        self.started = time.perf_counter()
+    Args:
+        task: the task that training is.
+        reporter: told the figures.
+        steps: the pieces of each step.
+        file: the file that grows.
+        before: that of the training which is gone on from.
+    """
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(state.global_step)  # of a run gone on from
+    def __init__(
+        self, task: Task, reporter: Reporter, steps: Sequence[Sequence[Piece]], file: Path, before: Path | None
+    ) -> None:
+        self.task, self.reporter, self.file, self.before = task, reporter, file, before
+        self.tokens = [sum(piece.work.whole for piece in step) for step in steps]
+        self.computed = [sum(piece.work.computed for piece in step) for step in steps]
+        self.lines: list[metrics.Line] = []
+        self.done_steps, self.done_seconds, self.done_computed = 0, 0.0, 0  # of this process
+        self.begun = time.perf_counter()
+        self.optimizer: dict[str, Any] = {}
+
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
+    ) -> None:
+        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
+        self.optimizer = {
+            "name": type(inner).__name__,
+            **{key: value for key, value in inner.defaults.items() if key in ("betas", "eps", "weight_decay")},
+            "max_grad_norm": args.max_grad_norm,
+        }
+        self.task.advance(state.global_step)  # of a run gone on from
+        self.lines = metrics.until(state.global_step, self.before, state.log_history)
+        if state.is_world_process_zero:
+            files.write_text(self.file, metrics.dumps(self.lines))
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.begun = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "loss" in logs:
-            self.ended[state.global_step] = round(time.perf_counter() - self.started, 3)
-            self.advance(0, f"loss {float(logs['loss']):.2f}")
+        if not logs or "loss" not in logs:
+            return
+        seconds = time.perf_counter() - self.begun
+        place = state.global_step - 1
+        gpu = _peak_gpu_bytes(args.device.type)
+        entry = metrics.line(state.global_step, logs, seconds, self.tokens[place], peak_rss_bytes(), gpu)
+        self.lines.append(entry)
+        if state.is_world_process_zero:
+            metrics.append(self.file, entry)
+        self.done_steps += 1
+        self.done_seconds += seconds
+        self.done_computed += self.computed[place]
+        self.reporter.measured(
+            Figures(
+                loss=entry["loss"],
+                tokens_per_second=entry["tokens_per_second"],
+                seconds_left=self.done_seconds / self.done_computed * sum(self.computed[place + 1 :]),
+                peak_rss_bytes=peak_rss_bytes(),
+                peak_gpu_bytes=gpu,
+            )
+        )
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.advance(1)
-
-    def entries(self, history: Sequence[dict[str, Any]]) -> list[dict[str, float | None]]:
-        """Return a line a step of the whole run; seconds are None for steps before the run was gone on from."""
-        return [
-            {
-                "step": entry["step"],
-                "loss": float(entry["loss"]),
-                "learning_rate": float(entry["learning_rate"]),
-                "grad_norm": float(entry.get("grad_norm", math.nan)),
-                "seconds": self.ended.get(entry["step"]),
-            }
-            for entry in history
-            if "loss" in entry
-        ]
+        self.task.advance(1)
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:
@@ -206,15 +247,19 @@ def add_lora(model: Any, plan: TrainPlan) -> Any:
     return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
 
 
-def plan_steps(samples: Sequence[Sample], plan: TrainPlan, execution: Execution) -> list[list[Piece]]:
-    """Return the pieces of each optimizer step; a fraction of an epoch takes that share of its batches."""
-    steps: list[list[Sample]] = []
-    whole = math.ceil(plan.epochs)
-    for epoch in range(whole):
+def plan_passes(samples: Sequence[Sample], plan: TrainPlan) -> list[list[list[Sample]]]:
+    """Return of each pass its optimizer steps' samples; a fraction of an epoch takes that share of its batches."""
+    passes: list[list[list[Sample]]] = []
+    for epoch in range(math.ceil(plan.epochs)):
         one = batches(samples, plan.batch_size, plan.seed + epoch)
         share = plan.epochs - epoch
-        steps += one if share >= 1 else one[: max(1, round(len(one) * share))]
-    return [execution.cut(batch) for batch in steps]
+        passes.append(one if share >= 1 else one[: max(1, round(len(one) * share))])
+    return passes
+
+
+def plan_steps(samples: Sequence[Sample], plan: TrainPlan, execution: Execution) -> list[list[Piece]]:
+    """Return the pieces of each optimizer step."""
+    return [execution.cut(batch) for one in plan_passes(samples, plan) for batch in one]
 
 
 def held_out(
@@ -248,6 +293,7 @@ class Job:
         checkpoints: folder for checkpoints.
         save_to: an existing folder for the adapter.
         checkpoint: a folder to go on from, or None to start.
+        report_to: trackers that are told (see ``trackers``).
     """
 
     base: Path
@@ -258,6 +304,7 @@ class Job:
     checkpoints: Path
     save_to: Path
     checkpoint: Path | None = None
+    report_to: tuple[str, ...] = ()
 
 
 def train(job: Job, reporter: Reporter) -> Trained:
@@ -281,9 +328,13 @@ def train(job: Job, reporter: Reporter) -> Trained:
     steps = plan_steps(job.train, plan, chosen)
     with reporter.task("Held-out loss before", len(job.held_out)) as task:
         before = held_out(model, job.held_out, chosen, dtype, task.advance)
-    with reporter.task("Training", len(steps)) as task:
-        log = _Log(task.advance)
-        trainer = _trainer(model, steps, chosen, plan, device, dtype, job.checkpoints, log)
+    told = trackers.told(job.report_to, RunPaths(job.checkpoints.parent))
+    with reporter.task("Training", len(steps)) as task, told:
+        before_loss = sum(score.nll for score in before) / max(1, sum(score.tokens for score in before))
+        reporter.measured(Figures(val_loss=before_loss if before else None))
+        earlier = job.checkpoint.parent / METRICS if job.checkpoint else None
+        log = _Log(task, reporter, steps, job.checkpoints / METRICS, earlier)
+        trainer = _trainer(model, steps, chosen, plan, device, dtype, job.checkpoints, log, job.report_to)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
         seconds = time.perf_counter() - started
@@ -294,7 +345,6 @@ def train(job: Job, reporter: Reporter) -> Trained:
     config = files.read_json(job.save_to / "adapter_config.json")
     files.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
     works = [piece.work for step in steps for piece in step]
-    logs = log.entries(trainer.state.log_history)
     return Trained(
         device=device,
         dtype=str(dtype).removeprefix("torch."),
@@ -302,15 +352,19 @@ def train(job: Job, reporter: Reporter) -> Trained:
         execution=chosen.name,
         execution_why=chosen.why,
         steps=len(steps),
-        train_loss=statistics.fmean(entry["loss"] or 0.0 for entry in logs),
+        train_loss=statistics.fmean(entry["loss"] or 0.0 for entry in log.lines),
         before=tuple(before),
         after=tuple(after),
         tokens=round(sum(len(sample.input_ids) for sample in job.train) * plan.epochs),
         unique_tokens=sum(work.computed for work in works),
         supervised_tokens=sum(int(work.weights.sum()) for work in works),
         seconds=seconds,
-        done_steps=len(log.ended),
-        logs=tuple(logs),
+        done_steps=log.done_steps,
+        logs=tuple(log.lines),
+        optimizer=log.optimizer,
+        packs=len(works),
+        largest_pack=max(work.computed for work in works),
+        peak_gpu_bytes=_peak_gpu_bytes(device),
     )
 
 
@@ -323,6 +377,7 @@ def _trainer(
     dtype: torch.dtype,
     checkpoints: Path,
     log: _Log,
+    report_to: Sequence[str] = (),
 ) -> StepTrainer:
     """Return the Trainer of ``steps``, with its optimizer and schedule."""
     weights = [weight for weight in model.parameters() if weight.requires_grad]
@@ -338,7 +393,9 @@ def _trainer(
         save_strategy="steps",
         save_steps=max(10, len(steps) // 10),
         save_total_limit=1,
-        report_to=[],
+        report_to=list(report_to),
+        run_name=checkpoints.parent.name,
+        project=trackers.PROJECT,
         disable_tqdm=True,
         use_cpu=device == "cpu",
         remove_unused_columns=False,

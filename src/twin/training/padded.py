@@ -44,6 +44,11 @@ class Padded:
     of_sample: tuple[Ints, ...]
 
     @property
+    def whole(self) -> int:
+        """How many tokens its samples have as they stand, their last ones included."""
+        return int(self.attention_mask.sum()) + len(self.of_sample)
+
+    @property
     def computed(self) -> int:
         """How many tokens are computed, padding included."""
         return self.input_ids.size

@@ -47,6 +47,11 @@ class Pack:
     of_sample: tuple[Ints, ...]
 
     @property
+    def whole(self) -> int:
+        """How many tokens its samples have as they stand, their last ones included."""
+        return sum(int(self.position_ids[self.predictors[pairs[-1]]]) + 2 for pairs in self.of_sample)
+
+    @property
     def computed(self) -> int:
         """How many tokens are computed."""
         return len(self.input_ids)
@@ -124,7 +129,7 @@ def pack_within(samples: Sequence[Sample], token_budget: int) -> list[Pack]:
     if not samples:
         return []
     lengths = [len(sample.input_ids) for sample in samples]
-    shared = [0, *(_common(one.input_ids, other.input_ids) for one, other in pairwise(samples))]
+    shared = [0, *(common(one.input_ids, other.input_ids) for one, other in pairwise(samples))]
     cuts = _cut(lengths, shared, token_budget)
     low, high = 1, token_budget  # the least budget that gives as few packs
     while low < high:
@@ -152,7 +157,8 @@ def _cut(lengths: Sequence[int], shared: Sequence[int], token_budget: int) -> li
     return starts
 
 
-def _common(left: Sequence[int], right: Sequence[int]) -> int:
+def common(left: Sequence[int], right: Sequence[int]) -> int:
+    """Return how many tokens both begin with."""
     for place, (one, other) in enumerate(zip(left, right, strict=False)):
         if one != other:
             return place

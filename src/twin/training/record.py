@@ -6,15 +6,13 @@ Imported late: torch comes in through ``backend_hf``.
 from __future__ import annotations
 
 import io
-import platform
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 from twin import __version__
 from twin.basemodel import BaseModel
@@ -22,14 +20,18 @@ from twin.errors import file_errors
 from twin.files import atomic_write, file_digest, write_json, write_text
 from twin.presets import TrainPlan
 from twin.progress import peak_rss_bytes
-from twin.records import Sample
+from twin.records import Example, Sample
 from twin.runs import RunPaths, adapter_digests
 from twin.templates import Family
-from twin.training import backend_hf, execution
+from twin.training import backend_hf, execution, hardware, metrics
 from twin.training.backend_hf import Trained
+from twin.training.explain import account, systems
 from twin.training.samples import Samples
 
-_VERSIONS = ("torch", "transformers", "peft", "accelerate", "llama-cpp-python", "gguf")
+_VERSIONS = (
+    "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "jinja2", "llama-cpp-python",
+    "gguf",
+)  # fmt: skip
 
 _CARD = """---
 base_model: {base}
@@ -110,7 +112,7 @@ def describe(
             "too_long": built.too_long,
         },
         "versions": _versions(),
-        "hardware": {"machine": platform.machine(), "system": platform.system(), "python": platform.python_version()},
+        "hardware": hardware.describe(),
     }
 
 
@@ -131,10 +133,45 @@ def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], seconds: 
         "execution": chosen.name,
         "execution_reason": chosen.why,
         "steps": len(steps),
-        "tokens": sum(len(sample.input_ids) for sample in samples),
+        "tokens": round(sum(len(sample.input_ids) for sample in samples) * plan.epochs),
         "unique_tokens": sum(piece.work.computed for step in steps for piece in step),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
+    }
+
+
+def explained(
+    plan: TrainPlan, folder: Path, rows: Sequence[Example], samples: Sequence[Sample], count: Callable[[str], int]
+) -> dict[str, Any]:
+    """Return what ``--explain`` tells: what rows share, what each costs, and how it is computed and why.
+
+    Args:
+        plan: every setting.
+        folder: the base model's checkpoint, of which the configuration is read.
+        rows: what is learned.
+        samples: made of ``rows``.
+        count: the number of tokens of a text.
+    """
+    told = account(samples, backend_hf.plan_passes(samples, plan), execution.TOKEN_BUDGET)
+    chosen = execution.foresee(folder)
+    device = backend_hf.choose_device(plan.device)
+    dtype, dtype_reason = backend_hf.choose_dtype(device)
+    saved = told.shared_system + told.shared_history
+    shared = (
+        f"rows share {saved / told.tokens:.0%} of their tokens with others of their step, and padded "
+        f"batches of the same rows would compute {told.padded_tokens / told.unique_tokens:.1f} times as many"
+    )
+    return {
+        **asdict(told),
+        "systems": [asdict(one) for one in systems(rows, samples, count)],
+        "execution": {
+            "name": chosen.name,
+            "reason": chosen.why if isinstance(chosen, execution.LengthGrouped) else shared,
+            "device": device,
+            "device_reason": "asked for" if plan.device != "auto" else "the first of cuda, mps and cpu that is here",
+            "dtype": str(dtype).removeprefix("torch."),
+            "dtype_reason": dtype_reason,
+        },
     }
 
 
@@ -161,9 +198,14 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
         "tokens": outcome.tokens,
         "unique_tokens": outcome.unique_tokens,
         "supervised_tokens": outcome.supervised_tokens,
+        "token_budget": execution.TOKEN_BUDGET,
+        "packs": outcome.packs,
+        "largest_pack": outcome.largest_pack,
+        "optimizer": outcome.optimizer,
         "tokens_per_second": round(outcome.tokens * outcome.done_steps / outcome.steps / outcome.seconds, 1),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
+        "peak_gpu_bytes": outcome.peak_gpu_bytes,
     }
 
 
@@ -185,7 +227,7 @@ def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str,
             made.replace(target)
         shutil.rmtree(paths.checkpoints, ignore_errors=True)  # the adapter is whole: they have done their work
     write_text(paths.chat_template, family.jinja)
-    write_text(paths.metrics, "".join(orjson.dumps(entry).decode() + "\n" for entry in outcome.logs))
+    write_text(paths.metrics, metrics.dumps(outcome.logs))
     measured = facts["result"]
     steps = [int(entry["step"] or 0) for entry in outcome.logs]
     losses = [entry["loss"] or 0.0 for entry in outcome.logs]

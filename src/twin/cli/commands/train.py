@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from twin.cli import options
-from twin.cli.console import Output, few
+from twin.cli import options, plots
+from twin.cli.console import Output, few, printable, table_lines
 
 NAME = "train"
 HELP = """Train a LoRA adapter on a dataset, on this machine.
@@ -20,7 +21,11 @@ Examples:
   twin train --preset qwen2.5-0.5b --name chirag-v1 --epochs 3 --lora-r 32
 
   twin train --preset smollm2-135m --resume-from auto
+
+  twin train --preset smollm2-135m --explain
 """
+
+_SHOWN = 3  # rows of each end and of the middle
 
 
 def command(
@@ -38,10 +43,26 @@ def command(
     backend: Annotated[str | None, typer.Option(help="auto or hf.")] = None,
     device: options.Device = None,
     seed: options.Seed = None,
+    report_to: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Also tell tensorboard, trackio or wandb of each step; may be repeated. wandb, and trackio where "
+            "TRACKIO_SPACE_ID is set, send loss, settings and the run's name elsewhere, never rows or weights. "
+            "Example: twin train --report-to tensorboard"
+        ),
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
     dry_run: options.DryRun = False,
+    explain: Annotated[
+        bool,
+        typer.Option(
+            "--explain",
+            help="Train nothing; tell what rows share, how many tokens each costs, and why it is computed so. "
+            "Example: twin train --explain",
+        ),
+    ] = False,
 ) -> None:
     """Train."""
     from twin import pipeline
@@ -53,10 +74,14 @@ def command(
             "preset": preset, "dataset": dataset, "name": name, "model": model, "epochs": epochs,
             "batch_size": batch_size, "learning_rate": learning_rate, "lora_r": lora_r, "max_length": max_length,
             "resume_from": resume_from, "backend": backend, "device": device, "seed": seed,
+            "report_to": report_to,
         }
     )  # fmt: skip
-    done = pipeline.train(settings, out.reporter(), output, dry_run)
+    done = pipeline.train(settings, out.reporter(), output, dry_run, explain=explain)
     result = done.record["result"]
+    if explain:
+        out.result(done.as_json(), [*explain_lines(result["explain"]), "Nothing was written (--explain)."])
+        return
     if dry_run:
         lines = [f"{result['steps']} optimizer steps, {result['unique_tokens']} tokens computed for {result['tokens']}"]
         out.result(done.as_json(), [*lines, "Nothing was written (--dry-run)."])
@@ -70,5 +95,81 @@ def command(
     lines.append(
         f"{result['steps']} steps, {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 1e9:.1f} GB"
     )
+    if not json:
+        lines += plots.loss(done.logs, result["val_loss_base"], result["val_loss"], shutil.get_terminal_size().columns)
     out.result(done.as_json(), lines)
     out.hint(f"twin gguf {done.paths.root} -q q4_k_m")
+
+
+def explain_lines(told: dict[str, Any]) -> list[str]:
+    """Return what ``--explain`` tells people."""
+    systems = told["systems"]
+    prompts = [
+        f"  {one['tokens']} tokens, in {one['rows']} rows" if one["tokens"] else f"  none, in {one['rows']} rows"
+        for one in systems[:_SHOWN]
+    ]
+    if rest := systems[_SHOWN:]:
+        prompts.append(f"  {len(rest)} others, in {sum(one['rows'] for one in rest)} rows")
+    sums = [
+        ("rows as they stand", told["tokens"]),
+        ("last tokens of replies, learned and never read", -told["last_tokens"]),
+        ("shared: system prompt and template, as several conversations have them", -told["shared_system"]),
+        ("shared: the history of a conversation", -told["shared_history"]),
+        ("computed", told["unique_tokens"]),
+        ("if each pass were one tree, in one step (no less is possible)", told["one_tree_tokens"]),
+        ("padded batches of the same rows (an estimate)", told["padded_tokens"]),
+    ]
+    digits = max(len(f"{value:,}") for _, value in sums)
+    how = told["execution"]
+    left_out = sum(not one["times"] for one in told["costs"])
+    return [
+        f"{told['rows']} rows; passes: {told['passes']}, optimizer steps: {told['steps']}",
+        f"{told['packs'] / told['steps']:.1f} packs a step, the largest of {told['largest_pack']} tokens "
+        f"(budget {told['token_budget']})",
+        "",
+        "System prompts",
+        *prompts,
+        "",
+        "Tokens, all passes",
+        *(f"  {value:>{digits},}  {name}" for name, value in sums),
+        f"  {told['unique_tokens'] / told['steps']:,.0f} computed a step, of {told['tokens'] / told['steps']:,.0f}",
+        "",
+        "Tokens a row costs, each time it is learned; what rows share is divided among them",
+        *_cost_table([one for one in told["costs"] if one["times"]]),
+        *([f"{left_out} rows are not learned: the passes end before them"] if left_out else []),
+        "",
+        f"Execution: {how['name']}",
+        f"  why: {how['reason']}",
+        f"  on {how['device']}: {how['device_reason']}",
+        f"  in {how['dtype']}: {how['dtype_reason']}",
+    ]
+
+
+def _cost_table(costs: list[dict[str, Any]]) -> list[str]:
+    """Return a table of the cheapest, the median and the dearest rows."""
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    ranked = sorted(costs, key=lambda one: one["computed_tokens"] / one["times"])
+    middle = max(0, len(ranked) // 2 - _SHOWN // 2)
+    shown = {
+        place: which
+        for which, places in (
+            ("median", range(middle, middle + _SHOWN)),
+            ("cheapest", range(_SHOWN)),
+            ("dearest", range(len(ranked) - _SHOWN, len(ranked))),
+        )
+        for place in places
+        if 0 <= place < len(ranked)
+    }
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in ("", "length", "its own", "cost"):
+        table.add_column(column, justify="right" if column else "left")
+    table.add_column("row", overflow="fold")
+    for place, which in sorted(shown.items()):
+        one = ranked[place]
+        figures = (one["own_tokens"] / one["times"], one["computed_tokens"] / one["times"])
+        row = Text(printable(one["id"]))
+        table.add_row(which, str(one["tokens"]), *(f"{value:.1f}" for value in figures), row)
+    return table_lines(table)
