@@ -48,6 +48,7 @@ LATE = {
     "twin.llama",
     "twin.training.attention",
     "twin.training.backend_hf",
+    "twin.training.checkpoints",
     "twin.app.server",
     "twin.training.optimizer",
     "twin.training.tokenizer",

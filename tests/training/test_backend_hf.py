@@ -72,10 +72,11 @@ class _Stopping:
             raise KeyboardInterrupt
 
 
-def train(base, plan, folder, resume=None, reporter=None, val=SAMPLES[:6]):
+def train(base, plan, folder, resume=None, reporter=None, val=SAMPLES[:6], begun=None):
     folder.mkdir(exist_ok=True)
     checkpoint = runs.find_checkpoint(resume, runs.RunPaths(folder))
-    job = backend_hf.Job(base, "owner/model", plan, SAMPLES[6:], val, folder / "checkpoints", folder, checkpoint)
+    begun = begun or backend_hf.begin("cpu")
+    job = backend_hf.Job(base, "owner/model", plan, SAMPLES[6:], val, folder / "checkpoints", folder, begun, checkpoint)
     return backend_hf.train(job, reporter or Silent())
 
 
@@ -103,7 +104,7 @@ def test_a_stopped_run_resumed_gives_the_same_bits(base, plan, tmp_path):
 
 def test_what_is_measured_is_what_plain_peft_computes(base, plan, tmp_path):
     done = train(base, plan, tmp_path / "run")
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, done.dtype))
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=done.begun.torch_dtype)
     model = peft.PeftModel.from_pretrained(model, str(tmp_path / "run"), autocast_adapter_dtype=False).eval()
     for sample, score in zip(SAMPLES[:6], done.after, strict=True):
         ids = torch.tensor([sample.input_ids])
