@@ -50,6 +50,7 @@ LATE = {
     "twin.training.backend_hf",
     "twin.training.execution",
     "twin.training.hardware",
+    "twin.training.checkpoints",
     "twin.app.server",
     "twin.training.optimizer",
     "twin.training.tokenizer",

@@ -22,6 +22,7 @@ from twin.runs import (
     matching_checkpoint,
     newest_adapter,
     run_paths,
+    seal_checkpoint,
 )
 
 
@@ -107,10 +108,18 @@ def test_all_runs_are_those_that_have_learned():
     finished("b", 2000)
     write_json(run_paths("c").record, {})
     (run_paths("a").checkpoints / "checkpoint-5").mkdir(parents=True)
-    bind_checkpoints(run_paths("at-once"), None, {})  # stopped before the first checkpoint
+    bind_checkpoints(run_paths("at-once"), None, {}, dict)  # stopped before the first checkpoint
     run_paths("empty").root.mkdir()
     assert [paths.name for paths in runs.all_runs()] == ["a", "b", "c"]
     assert [runs.has_checkpoints(paths) for paths in runs.all_runs()] == [True, False, False]
+
+
+def checkpoint_of(paths, step):
+    folder = paths.checkpoints / f"checkpoint-{step}"
+    folder.mkdir(parents=True)
+    for name in ("optimizer.pt", "trainer_state.json"):
+        (folder / name).write_text("{}")
+    return folder
 
 
 def test_the_newest_whole_checkpoint_is_found_and_a_wrong_one_refused():
@@ -118,34 +127,63 @@ def test_the_newest_whole_checkpoint_is_found_and_a_wrong_one_refused():
     assert find_checkpoint(None, paths) is None
     with pytest.raises(UsageError, match="There is no checkpoint in 'adapters/mine/checkpoints' to resume from"):
         find_checkpoint("auto", paths)
-    for number in (9, 10, 11):
-        (paths.checkpoints / f"checkpoint-{number}").mkdir(parents=True)
-    for number in (9, 10):  # 11 was being written
-        (paths.checkpoints / f"checkpoint-{number}" / "trainer_state.json").write_text("{}")
-    assert find_checkpoint("auto", paths) == paths.checkpoints / "checkpoint-10"
-    assert find_checkpoint(str(paths.checkpoints / "checkpoint-9"), paths) == paths.checkpoints / "checkpoint-9"
+    nine, ten, _eleven = (checkpoint_of(paths, step) for step in (9, 10, 11))  # 11 was being written
+    (paths.checkpoints / "checkpoint-x").mkdir()
+    for folder in (nine, ten):
+        seal_checkpoint(folder)
+    assert find_checkpoint("auto", paths) == ten
+    assert find_checkpoint(str(nine), paths) == nine
     with pytest.raises(UsageError, match="'nowhere' is no checkpoint"):
         find_checkpoint("nowhere", paths)
+    (ten / "optimizer.pt").write_text("[]")
+    assert find_checkpoint("auto", paths) == nine
+    with pytest.raises(UsageError, match=r"checkpoint-10' is no whole checkpoint: its 'optimizer\.pt' is not as"):
+        find_checkpoint(str(ten), paths)
+    (nine / "trainer_state.json").unlink()
+    with pytest.raises(UsageError, match="There is no checkpoint in"):
+        find_checkpoint("auto", paths)
 
 
 def test_a_checkpoint_of_something_else_is_refused_by_name():
     paths = run_paths("mine")
-    job = {"lora_r": 4, "learned_file": {"sha256": "a"}}
-    bind_checkpoints(paths, None, job)
+    job = {"preset": "p", "lora_r": 4, "learned_file": {"sha256": "a"}}
+    begun = {"threads": 2}
+    assert bind_checkpoints(paths, None, job, lambda: begun) == begun
     assert os.name == "nt" or paths.checkpoints.stat().st_mode & 0o777 == 0o700
-    checkpoint = paths.checkpoints / "checkpoint-3"
-    checkpoint.mkdir()
-    bind_checkpoints(paths, checkpoint, job)
-    with pytest.raises(UsageError, match=r"'adapters/mine/checkpoints/checkpoint-3' was made with another lora r\."):
-        bind_checkpoints(paths, checkpoint, job | {"lora_r": 8})
-    with pytest.raises(UsageError, match="was made with another learned file"):
-        bind_checkpoints(paths, checkpoint, job | {"learned_file": {"sha256": "b"}})
+    checkpoint = checkpoint_of(paths, 3)
+    assert bind_checkpoints(paths, checkpoint, job, dict) == begun  # of the run that was begun, not of today
+    for key, value, said in (
+        ("preset", "q", r"another preset \(p, and here q\)\."),
+        ("lora_r", 8, r"another lora r \(4, and here 8\)\."),
+        ("learned_file", {"sha256": "b"}, r"another learned file\."),
+    ):
+        with pytest.raises(UsageError, match=rf"'adapters/mine/checkpoints/checkpoint-3' was made with {said}"):
+            bind_checkpoints(paths, checkpoint, job | {key: value}, dict)
     assert matching_checkpoint(paths, job) is None  # none is whole
-    (checkpoint / "trainer_state.json").write_text("{}")
+    seal_checkpoint(checkpoint)
     assert matching_checkpoint(paths, job) == checkpoint
     assert matching_checkpoint(paths, job | {"lora_r": 8}) is None
-    bind_checkpoints(paths, None, job)
+    bind_checkpoints(paths, None, job, dict)
     assert not checkpoint.exists()
+
+
+def test_only_what_is_gone_on_from_stays():
+    paths, other = run_paths("mine"), run_paths("other")
+    for run, job in ((paths, {"lora_r": 4}), (other, {"lora_r": 8})):
+        bind_checkpoints(run, None, job, dict)
+    checkpoint = checkpoint_of(paths, 3)
+    later = checkpoint_of(paths, 4)
+    half = paths.checkpoints / ".checkpoint.1.x.partial"
+    half.mkdir()
+    bind_checkpoints(paths, checkpoint, {"lora_r": 4}, dict)
+    assert checkpoint.exists()
+    assert not later.exists()
+    assert not half.exists()
+    # Another run's: what lay here is of something else, and would pass for it.
+    bind_checkpoints(paths, checkpoint_of(other, 2), {"lora_r": 8}, dict)
+    assert not checkpoint.exists()
+    with pytest.raises(UsageError, match="so nothing says what 'elsewhere/checkpoint-2' was made of"):
+        bind_checkpoints(paths, Path("elsewhere/checkpoint-2"), {}, dict)
 
 
 def test_a_gguf_is_current_only_as_it_was_made():

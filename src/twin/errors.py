@@ -63,6 +63,24 @@ class NothingLeftError(StepError):
     """An export of which no row is left."""
 
 
+class StoppedError(TwinError):
+    """A step that was asked to end (Ctrl-C, SIGTERM) and kept what was done.
+
+    Args:
+        message: one sentence of what was reached.
+        hint: what goes on from there.
+        exit_code: ``EXIT_INTERRUPTED`` or ``EXIT_TERMINATED``.
+    """
+
+    def __init__(self, message: str, hint: str = "", exit_code: int = EXIT_INTERRUPTED) -> None:
+        super().__init__(message, hint)
+        self.exit_code = exit_code
+
+    def __reduce__(self) -> tuple[type[StoppedError], tuple[str, str, int]]:  # type: ignore[override]
+        """Travel between processes with the exit code."""
+        return type(self), (self.message, self.hint, self.exit_code)
+
+
 class GateError(TwinError):
     """A check refused what was made (exit 5)."""
 

@@ -145,10 +145,10 @@ def train(
     with files.exclusive(paths.root), files.scratch_dir(paths.root) as scratch:
         if checkpoint is None and go_on and (checkpoint := runs.matching_checkpoint(paths, job_facts)):
             reporter.say(f"Training goes on from {checkpoint}")
-        runs.bind_checkpoints(paths, checkpoint, job_facts)
+        begun = runs.bind_checkpoints(paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan.device)))
         job = backend_hf.Job(
-            base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch, checkpoint,
-            tuple(settings.train.report_to),
+            base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch,
+            backend_hf.begun_with(begun), checkpoint, tuple(settings.train.report_to),
         )  # fmt: skip
         outcome = backend_hf.train(job, reporter)
         change = asdict(compare(outcome.before, outcome.after)) if held_out else None

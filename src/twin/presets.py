@@ -119,6 +119,7 @@ class TrainPlan(BaseModel):
     backend: str
     device: str
     seed: int
+    early_stopping_patience: int
 
 
 def plan_training(settings: TrainSettings, preset: Preset) -> TrainPlan:
@@ -153,4 +154,5 @@ def plan_training(settings: TrainSettings, preset: Preset) -> TrainPlan:
         backend=settings.backend,
         device=settings.device,
         seed=settings.seed,
+        early_stopping_patience=settings.early_stopping_patience,
     )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ _RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
 }  # fmt: skip
 METRICS = "metrics.jsonl"  # in the folder of checkpoints while it grows, then in the run's
 _CHECKPOINT_JOB = "job.json"
-_CHECKPOINT_STATE = "trainer_state.json"  # transformers writes it last
+_CHECKPOINT_DIGESTS = "digests.json"  # of a checkpoint's files: what makes it whole
+_BEGUN = "begun_with"
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 
 
@@ -247,70 +248,124 @@ def newest_adapter(root: Path = Path("adapters")) -> RunPaths:
     return find_adapter(records[-1].parent)
 
 
+def seal_checkpoint(folder: Path) -> None:
+    """Write down the digests of a checkpoint's files, and wait until all of it is on the disk: now it is whole."""
+    digests = {}
+    for file in sorted(folder.iterdir()):
+        with file_errors(file, "write"), file.open("rb+") as handle:
+            os.fsync(handle.fileno())
+        digests[file.name] = file_digest(file)
+    write_json(folder / _CHECKPOINT_DIGESTS, digests)
+
+
+def _not_whole(folder: Path) -> str | None:
+    """Return the name of a file of a checkpoint that is not as it was written; None: all are."""
+    sealed = folder / _CHECKPOINT_DIGESTS
+    if not sealed.is_file():
+        return sealed.name
+    for name, digest in read_json(sealed).items():
+        if not (folder / name).is_file() or file_digest(folder / name) != digest:
+            return name
+    return None
+
+
+def newest_checkpoint(checkpoints: Path) -> Path | None:
+    """Return the newest whole checkpoint in a folder of them, or None."""
+    folders = [folder for folder in checkpoints.glob("checkpoint-*") if checkpoint_step(folder) is not None]
+    newest_first = sorted(folders, key=lambda folder: checkpoint_step(folder) or 0, reverse=True)
+    return next((folder for folder in newest_first if _not_whole(folder) is None), None)
+
+
+def checkpoint_step(folder: Path) -> int | None:
+    """Return the optimizer step that a folder ``checkpoint-N`` is of; None where its name is another."""
+    found = re.fullmatch(r"checkpoint-(\d+)", folder.name, re.ASCII)
+    return int(found[1]) if found else None
+
+
 def find_checkpoint(resume_from: str | None, paths: RunPaths) -> Path | None:
     """Return the checkpoint to go on from; None to start.
 
     Args:
-        resume_from: a checkpoint folder, ``auto`` for the run's newest, or None.
+        resume_from: a checkpoint folder, ``auto`` for the run's newest whole one, or None.
         paths: of the run.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it is not as it was written.
     """
     if resume_from is None:
         return None
     if resume_from != "auto":
-        if not (Path(resume_from) / _CHECKPOINT_STATE).is_file():
+        folder = Path(resume_from)
+        wrong = _not_whole(folder)
+        if wrong == _CHECKPOINT_DIGESTS:
             raise UsageError(
                 f"'{resume_from}' is no checkpoint.", "Name a folder checkpoint-N, or use --resume-from auto."
             )
-        return Path(resume_from)
-    whole = [
-        folder
-        for folder in paths.checkpoints.glob("checkpoint-*")
-        if folder.name.rpartition("-")[2].isdigit() and (folder / _CHECKPOINT_STATE).is_file()
-    ]
-    if not whole:
+        if wrong:
+            raise UsageError(
+                f"'{resume_from}' is no whole checkpoint: its '{wrong}' is not as it was written.",
+                "Use --resume-from auto, which takes the newest whole one, or leave it out to start again.",
+            )
+        return folder
+    newest = newest_checkpoint(paths.checkpoints)
+    if newest is None:
         raise UsageError(
             f"There is no checkpoint in '{paths.checkpoints}' to resume from.", "Leave --resume-from out to start."
         )
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))
+    return newest
 
 
-def bind_checkpoints(paths: RunPaths, checkpoint: Path | None, job: Mapping[str, Any]) -> None:
-    """Say in the run's checkpoint folder what they are of; older ones go, unless one of them is gone on from.
+def bind_checkpoints(
+    paths: RunPaths, checkpoint: Path | None, job: Mapping[str, Any], begin: Callable[[], Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Say in the run's checkpoint folder what they are of; all others go, but for the one that is gone on from.
 
     Args:
         paths: of the run.
         checkpoint: what to go on from, or None.
         job: what the weights hang on: settings, base model, digests of the rows.
+        begin: called where a run begins: what it is begun with (dtype, threads), kept for all that go on from it.
+
+    Returns:
+        What the run was begun with.
 
     Raises:
-        UsageError: the checkpoint is of something else, which is named.
+        UsageError: the checkpoint is of something else, which is named, or of another program.
     """
-    if checkpoint is None:
-        shutil.rmtree(paths.checkpoints, ignore_errors=True)
-    else:
+    begun: Any = None
+    if checkpoint is not None:
         beside = checkpoint.parent / _CHECKPOINT_JOB
         made = read_json(beside) if beside.exists() else {}
+        begun = made.get(_BEGUN)
+        if not isinstance(begun, dict):
+            raise UsageError(
+                f"There is no '{beside}', so nothing says what '{checkpoint}' was made of.",
+                "Name a checkpoint where twin wrote it, or leave --resume-from out to start again.",
+            )
         for key in job:
             if made.get(key) != job[key]:
+                values = (made.get(key), job[key])
+                shown = all(isinstance(value, str | int | float) for value in values)
                 raise UsageError(
-                    f"The checkpoint '{checkpoint}' was made with another {key.replace('_', ' ')}.",
+                    f"The checkpoint '{checkpoint}' was made with another {key.replace('_', ' ')}"
+                    + (f" ({values[0]}, and here {values[1]})." if shown else "."),
                     "Use the settings and rows that it was made with, or leave --resume-from out to start again.",
                 )
     with file_errors(paths.checkpoints, "write"):
         paths.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)  # they hold the person's weights
-    write_json(paths.checkpoints / _CHECKPOINT_JOB, job)
+        for other in paths.checkpoints.iterdir():  # half-written ones of killed processes too
+            if other.is_dir() and not (checkpoint and other.samefile(checkpoint)):
+                shutil.rmtree(other)
+    begun = begin() if begun is None else begun
+    write_json(paths.checkpoints / _CHECKPOINT_JOB, {**job, _BEGUN: begun})
+    return dict(begun)
 
 
 def matching_checkpoint(paths: RunPaths, job: Mapping[str, Any]) -> Path | None:
     """Return the run's newest checkpoint if it is of this very ``job`` (see ``bind_checkpoints``), else None."""
     beside = paths.checkpoints / _CHECKPOINT_JOB
-    try:
-        return find_checkpoint("auto", paths) if beside.exists() and read_json(beside) == job else None
-    except UsageError:  # none is whole
-        return None
+    made = read_json(beside) if beside.exists() else {}
+    return newest_checkpoint(paths.checkpoints) if {key: made[key] for key in made if key != _BEGUN} == job else None
 
 
 def read_record(paths: RunPaths) -> dict[str, Any]:

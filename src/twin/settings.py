@@ -86,6 +86,12 @@ class TrainSettings(Section):
     lora_r: int | None = Field(None, ge=1, le=1024, description="LoRA rank")
     max_length: int | None = Field(None, ge=64, description="most tokens of a sample; older turns are cut first")
     resume_from: str | None = Field(None, description="a checkpoint folder, or 'auto' for the newest")
+    early_stopping_patience: int = Field(
+        4,
+        ge=0,
+        le=1000,
+        description="end after so many measurements (4 an epoch) without a lower held-out loss; 0: never",
+    )
     backend: Literal["auto", "hf"] = Field("auto", description="training backend")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the adapter's start and of the rows' order")

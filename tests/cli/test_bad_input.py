@@ -7,6 +7,7 @@ import ctypes
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -666,28 +667,53 @@ def test_ctrl_c_while_an_export_reads_with_json(twin, brain):
     assert not Path("data").exists()
 
 
+TRAINING = ["train", "--name", "mine", "--epochs", "1000", "--max-length", "128", "--verbose"]
+
+
 @posix_only
 @pytest.mark.slow
-def test_ctrl_c_in_training(twin, brain, tiny):
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_a_training_that_is_ended_keeps_its_step_and_goes_on(twin, brain, tiny, number, code):
     brain(messages=80)
     assert twin("export", "--person", "Ada").returncode == 0
     before = listing()
-    process = twin.start(
-        "train", "--model", str(tiny), "--name", "mine", "--epochs", "1000", "--max-length", "128", "--verbose",
-        preexec_fn=_hear_ctrl_c,
-    )  # fmt: skip
+    process = twin.start(*TRAINING, "--model", str(tiny), preexec_fn=_hear_ctrl_c)
     # The last line before the first optimizer step.
     lines = list(itertools.takewhile(lambda line: not line.startswith("Held-out loss before"), process.stderr))
     assert any(line.startswith("Loading the base model") for line in lines)
     assert len(partials()) == 1  # where the adapter will be saved
-    code, out, err = interrupt(process)
-    assert (code, out) == (130, "")
-    assert err.endswith(INTERRUPTED)
+    time.sleep(3)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    assert (process.returncode, out) == (code, "")
+    *_, sentence, hint = err.splitlines()
+    said = re.fullmatch(r"Interrupted: Training stopped after step (\d+) of \d+, which is kept\.", sentence)
+    assert hint == (
+        "Hint: Go on: twin train --name mine --epochs 1000 --max-length 128 --verbose "
+        f"--model {tiny} --resume-from auto"
+    )
     assert "Traceback" not in err
     assert partials() == []
+    paths = runs.RunPaths(Path("adapters/mine"))
     left = {name for name in listing() if not name.startswith("adapters/mine/checkpoints/")}
     assert left == set(before)
-    assert not runs.RunPaths(Path("adapters/mine")).record.exists()
+    assert not paths.record.exists()
+    kept = runs.find_checkpoint("auto", paths)
+    assert runs.checkpoint_step(kept) == int(said[1])
+    # With other settings it is refused by name; as it was told, it goes on.
+    again = [*TRAINING, "--model", str(tiny), "--resume-from", "auto"]
+    done = twin.process(*again, "--lora-r", "8")
+    assert done.returncode == 2
+    assert f"Error: The checkpoint '{kept}' was made with another lora r (16, and here 8).\n" in done.stderr
+    process = twin.start(*again, "--json", preexec_fn=_hear_ctrl_c)
+    list(itertools.takewhile(lambda line: not line.startswith("Held-out loss before"), process.stderr))
+    time.sleep(1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=120)
+    told = json.loads(out)
+    assert (told["exit_code"], process.returncode) == (code, code)
+    assert int(re.search(r"after step (\d+)", told["error"])[1]) > int(said[1])
+    assert told["hint"].endswith(f" --model {tiny} --json --resume-from auto")
 
 
 @pytest.fixture

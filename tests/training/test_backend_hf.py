@@ -72,10 +72,11 @@ class _Stopping:
             raise KeyboardInterrupt
 
 
-def train(base, plan, folder, resume=None, reporter=None, val=SAMPLES[:6]):
+def train(base, plan, folder, resume=None, reporter=None, val=SAMPLES[:6], begun=None):
     folder.mkdir(exist_ok=True)
     checkpoint = runs.find_checkpoint(resume, runs.RunPaths(folder))
-    job = backend_hf.Job(base, "owner/model", plan, SAMPLES[6:], val, folder / "checkpoints", folder, checkpoint)
+    begun = begun or backend_hf.begin("cpu")
+    job = backend_hf.Job(base, "owner/model", plan, SAMPLES[6:], val, folder / "checkpoints", folder, begun, checkpoint)
     return backend_hf.train(job, reporter or Silent())
 
 
@@ -90,9 +91,13 @@ class Watch(StopAt):
 
     def __init__(self, file, step=math.inf):
         super().__init__(step)
-        self.file, self.figures, self.held = file, [], []
+        self.file, self.figures, self.held, self.val_losses = file, [], [], []
 
     def measured(self, figures):
+        if figures.val_loss is not None:
+            assert figures.loss is None
+            self.val_losses.append(figures.val_loss)
+            return
         self.figures.append(figures)
         self.held.append(self.file.read_text().splitlines() if self.file.exists() else None)
 
@@ -102,9 +107,9 @@ def test_figures_and_lines_come_as_it_goes_and_no_step_stands_twice(base, plan, 
     first = Watch(file, step=14)
     with pytest.raises(KeyboardInterrupt):
         train(base, plan, tmp_path / "cut", reporter=first)
-    before, *steps = first.figures
-    assert (before.val_loss > 0, before.loss) == (True, None)
-    assert [len(held) for held in first.held[1:]] == list(range(1, 14))
+    steps = first.figures
+    assert len(first.val_losses) == 2  # before, and at step 10
+    assert [len(held) for held in first.held] == list(range(1, 14))
     assert all(one.loss > 0 and one.tokens_per_second > 0 and one.peak_rss_bytes > 10**7 for one in steps)
     left = [one.seconds_left for one in steps]
     assert left[-1] > 0
@@ -118,8 +123,10 @@ def test_figures_and_lines_come_as_it_goes_and_no_step_stands_twice(base, plan, 
     kept = [json.loads(line) for line in file.read_text().splitlines()]
     assert [entry["step"] for entry in kept] == list(range(1, 21))
     assert kept[:10] == earlier
+    measured = {entry["step"]: entry["val_loss"] for entry in kept if "val_loss" in entry}
+    assert measured == {10: first.val_losses[1], 20: again.val_losses[1]}
     assert kept == list(done.logs)
-    assert len(again.held[1]) == 11
+    assert len(again.held[0]) == 11
     assert again.figures[-1].seconds_left == 0
     assert done.done_steps == 10
 
@@ -142,7 +149,7 @@ def test_a_stopped_run_resumed_gives_the_same_bits(base, plan, tmp_path):
 
 def test_what_is_measured_is_what_plain_peft_computes(base, plan, tmp_path):
     done = train(base, plan, tmp_path / "run")
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=getattr(torch, done.dtype))
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=done.begun.torch_dtype)
     model = peft.PeftModel.from_pretrained(model, str(tmp_path / "run"), autocast_adapter_dtype=False).eval()
     for sample, score in zip(SAMPLES[:6], done.after, strict=True):
         ids = torch.tensor([sample.input_ids])

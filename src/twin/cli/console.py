@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
-from twin.errors import MachineError, TwinError
+from twin.errors import MachineError, StoppedError, TwinError
 from twin.progress import Figures, Silent, Task
 
 if TYPE_CHECKING:
@@ -155,7 +155,9 @@ class Output:
             self._json({**whole, "exit_code": error.exit_code})
             return
         console = stderr_console()
-        console.print(printable(f"Error: {error.message}"), markup=False, style="bold red")
+        stopped = isinstance(error, StoppedError)
+        label, style = ("Interrupted", "bold") if stopped else ("Error", "bold red")
+        console.print(printable(f"{label}: {error.message}"), markup=False, style=style)
         if error.hint:
             console.print(printable(f"Hint: {error.hint}"), markup=False)
 

@@ -7,6 +7,7 @@ of ``typer.BadParameter``, which is public in both.
 from __future__ import annotations
 
 import re
+import shlex
 import signal
 import sys
 import threading
@@ -16,7 +17,16 @@ from contextlib import contextmanager
 from typing import Any
 
 from twin.cli.console import Output
-from twin.errors import EXIT_INTERRUPTED, EXIT_OK, EXIT_TERMINATED, EXIT_USAGE, TwinError, UsageError, nearest
+from twin.errors import (
+    EXIT_INTERRUPTED,
+    EXIT_OK,
+    EXIT_TERMINATED,
+    EXIT_USAGE,
+    StoppedError,
+    TwinError,
+    UsageError,
+    nearest,
+)
 
 _ONE_REQUEST_SECONDS = 1.0
 
@@ -36,8 +46,9 @@ def main(arguments: list[str] | None = None) -> int:
         code = EXIT_INTERRUPTED
     except _TerminatedError:
         code = EXIT_TERMINATED
-    if code in (EXIT_INTERRUPTED, EXIT_TERMINATED):  # Typer returns 130 for Ctrl-C inside a command, and says nothing
-        output.interrupted(code)
+    else:
+        return code
+    output.interrupted(code)
     return code
 
 
@@ -71,6 +82,9 @@ def _run(given: list[str], output: Output) -> int:
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
     try:
         code = app(args=given, prog_name="twin", standalone_mode=False)
+    except StoppedError as error:
+        output.error(StoppedError(error.message, _again(given), error.exit_code))
+        return error.exit_code
     except TwinError as error:
         output.error(error)
         return error.exit_code
@@ -80,8 +94,21 @@ def _run(given: list[str], output: Output) -> int:
         output.error(_usage(error))
         return EXIT_USAGE
     except typer.Abort:
-        return EXIT_INTERRUPTED
+        raise KeyboardInterrupt from None
+    if code == EXIT_INTERRUPTED:  # Typer returns it for Ctrl-C inside a command, and says nothing
+        raise KeyboardInterrupt
     return int(code or EXIT_OK)
+
+
+def _again(given: list[str]) -> str:
+    """Return what to type to go on with a training that was stopped."""
+    words = list(given)
+    if words[:1] == ["train"]:  # twin run goes on by itself
+        for place in reversed(range(len(words))):
+            if words[place].startswith("--resume-from"):
+                del words[place : place + (1 if "=" in words[place] else 2)]
+        words += ["--resume-from", "auto"]
+    return f"Go on: {shlex.join(['twin', *words])}"
 
 
 def _usage(error: Any) -> UsageError:

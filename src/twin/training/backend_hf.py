@@ -11,7 +11,8 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,14 +20,16 @@ from typing import Any
 import peft
 import torch
 import transformers
+from safetensors import SafetensorError
 
 from twin import files
-from twin.errors import GateError, MachineError
+from twin.errors import GateError, MachineError, StepError, UsageError
 from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
 from twin.training import execution, metrics, trackers
+from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece
 from twin.training.optimizer import MasterAdamW
 from twin.training.prefix_tree import batches
@@ -40,19 +43,73 @@ _MOST_PRODUCTS, _MEASURED_SECONDS = 30, 0.05  # of each dtype, on a CPU
 
 
 @dataclass(frozen=True, slots=True)
-class Trained:
-    """What training measured.
+class Begun:
+    """What a run is begun with and goes on with, since other weights would come of anything else.
 
-    ``logs`` has one entry an optimizer step, losses in nats a supervised token. ``seconds`` and ``done_steps`` are of
-    this process alone, where it went on from a checkpoint. ``optimizer`` is its settings; ``largest_pack`` in tokens.
+    Args:
+        device: where it is trained.
+        dtype: of the base model's weights: ``bfloat16`` or ``float32``.
+        why: the reason for the dtype.
+        threads: of PyTorch, which decide in what order a CPU adds up.
     """
 
     device: str
     dtype: str
     why: str
+    threads: int
+
+    @property
+    def torch_dtype(self) -> torch.dtype:
+        """The dtype as PyTorch has it."""
+        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
+
+
+def begin(device: str) -> Begun:
+    """Choose what a run is begun with.
+
+    Args:
+        device: as it was asked for, ``auto`` included.
+
+    Raises:
+        MachineError: a device that was asked for and is not there.
+    """
+    found = choose_device(device)
+    dtype, why = choose_dtype(found)
+    return Begun(found, str(dtype).removeprefix("torch."), why, torch.get_num_threads())
+
+
+def begun_with(facts: Mapping[str, Any]) -> Begun:
+    """Return what a run was begun with, as its checkpoints' ``job.json`` says.
+
+    Raises:
+        UsageError: somebody changed it.
+        MachineError: its device is not here.
+    """
+    known = {name: type(facts.get(name)) for name in Begun.__slots__}
+    if known != {"device": str, "dtype": str, "why": str, "threads": int} or not (
+        facts["dtype"] in ("bfloat16", "float32") and 0 < facts["threads"] <= 4096
+    ):
+        raise UsageError("The checkpoint's job.json says oddly what the run was begun with.", "Train again: twin train")
+    choose_device(facts["device"])
+    return Begun(**{name: facts[name] for name in known})
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What training measured.
+
+    ``logs`` has one entry an optimizer step, losses in nats a supervised token. ``seconds`` and ``done_steps`` are of
+    this process alone, where it went on from a checkpoint. ``planned_steps`` are more than ``steps`` where training
+    ended early; the adapter is of ``best_step``. ``optimizer`` is its settings; ``largest_pack`` in tokens.
+    """
+
+    begun: Begun
     execution: str
     execution_why: str
     steps: int
+    planned_steps: int
+    best_step: int
+    best_why: str
     train_loss: float
     before: tuple[Scored, ...]
     after: tuple[Scored, ...]
@@ -116,12 +173,11 @@ def _peak_gpu_bytes(device: str) -> int | None:
     return torch.cuda.max_memory_allocated() if device == "cuda" else None
 
 
-class StepTrainer(transformers.Trainer):
+class StepTrainer(CheckpointTrainer):
     """A Trainer whose batch is the pieces of one optimizer step."""
 
     execution: Execution
     model_dtype: torch.dtype
-    masters: MasterAdamW
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add up the gradients of a step's pieces; return the mean loss over its supervised tokens."""
@@ -134,15 +190,8 @@ class StepTrainer(transformers.Trainer):
             loss = (losses * torch.from_numpy(work.weights).to(losses.device)).sum() / supervised
             self.accelerator.backward(loss)
             total += loss.detach().cpu()
+        self.check_finite(total)
         return total.to(self.args.device)
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        """Load the adapter; PEFT makes new float32 weights of it, so give them their dtype and the optimizer them."""
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        trained = [weight for weight in self.model.parameters() if weight.requires_grad]
-        for weight in trained:
-            weight.data = weight.data.to(self.model_dtype)
-        self.masters.working = trained
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Keep the order that was planned: shuffling was done by conversations, from the seed."""
@@ -169,17 +218,8 @@ class _Log(transformers.TrainerCallback):
         self.lines: list[metrics.Line] = []
         self.done_steps, self.done_seconds, self.done_computed = 0, 0.0, 0  # of this process
         self.begun = time.perf_counter()
-        self.optimizer: dict[str, Any] = {}
 
-    def on_train_begin(
-        self, args: Any, state: Any, control: Any, optimizer: Any = None, lr_scheduler: Any = None, **kwargs: Any
-    ) -> None:
-        inner = getattr(optimizer, "optimizer", optimizer)  # accelerate wraps it
-        self.optimizer = {
-            "name": type(inner).__name__,
-            **{key: value for key, value in inner.defaults.items() if key in ("betas", "eps", "weight_decay")},
-            "max_grad_norm": args.max_grad_norm,
-        }
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.task.advance(state.global_step)  # of a run gone on from
         self.lines = metrics.until(state.global_step, self.before, state.log_history)
         if state.is_world_process_zero:
@@ -189,6 +229,11 @@ class _Log(transformers.TrainerCallback):
         self.begun = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+        if logs and "eval_loss" in logs and self.lines:
+            self.lines[-1]["val_loss"] = logs["eval_loss"]
+            self.reporter.measured(Figures(val_loss=logs["eval_loss"]))
+            if state.is_world_process_zero:
+                files.write_text(self.file, metrics.dumps(self.lines))
         if not logs or "loss" not in logs:
             return
         seconds = time.perf_counter() - self.begun
@@ -292,6 +337,7 @@ class Job:
         held_out: what is measured before and after, never learned.
         checkpoints: folder for checkpoints.
         save_to: an existing folder for the adapter.
+        begun: dtype and threads, of the run that is begun or gone on with.
         checkpoint: a folder to go on from, or None to start.
         report_to: trackers that are told (see ``trackers``).
     """
@@ -303,68 +349,171 @@ class Job:
     held_out: Sequence[Sample]
     checkpoints: Path
     save_to: Path
+    begun: Begun
     checkpoint: Path | None = None
     report_to: tuple[str, ...] = ()
+
+
+@contextmanager
+def _threads(number: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def train(job: Job, reporter: Reporter) -> Trained:
     """Train a LoRA adapter and save it, in safetensors, to ``job.save_to``.
 
+    SIGINT and SIGTERM end it after the step in hand, with a checkpoint. The adapter is of the step with the lowest
+    held-out loss that was measured, the last one included.
+
     Raises:
-        GateError, MachineError: see ``add_lora`` and ``choose_device``.
+        GateError, MachineError: see ``add_lora``; the disk does not hold two checkpoints, or the adapter.
+        StoppedError: a signal came; what is kept is said.
+        StepError: a loss or a gradient is no number; the step and its rows are named, the weights before it are kept.
     """
+    with _threads(job.begun.threads):
+        return _train(job, reporter)
+
+
+def _train(job: Job, reporter: Reporter) -> Trained:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
     plan = job.plan
     job.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
-    device = choose_device(plan.device)
-    dtype, why = choose_dtype(device)
+    device, dtype = job.begun.device, job.begun.torch_dtype
     with reporter.task("Loading the base model"):
         base = load_model(job.base, device, dtype)
         chosen = execution.choose(base, job.train, dtype)
         model = add_lora(base, plan)
     if isinstance(chosen, execution.LengthGrouped):
         reporter.say(f"Nothing is shared between samples: {chosen.why}")
+    _need_disk(job, model)
     steps = plan_steps(job.train, plan, chosen)
+    every, drawn = 0, list[Sample]()
+    if plan.early_stopping_patience:
+        every, drawn = plan_measuring(job.train, job.held_out, len(steps), plan.epochs, plan.seed)
     with reporter.task("Held-out loss before", len(job.held_out)) as task:
         before = held_out(model, job.held_out, chosen, dtype, task.advance)
+    if before and not math.isfinite(_mean(before)):
+        rows = _named(_broken(model, job.held_out, chosen, dtype))
+        raise StepError(
+            f"The base model's own loss is no number for the held-out {rows}.",
+            "Its weights may be broken: fetch them again, or use another base model.",
+        )
     told = trackers.told(job.report_to, RunPaths(job.checkpoints.parent))
     with reporter.task("Training", len(steps)) as task, told:
-        before_loss = sum(score.nll for score in before) / max(1, sum(score.tokens for score in before))
-        reporter.measured(Figures(val_loss=before_loss if before else None))
+        reporter.measured(Figures(val_loss=_mean(before) if before else None))
         earlier = job.checkpoint.parent / METRICS if job.checkpoint else None
         log = _Log(task, reporter, steps, job.checkpoints / METRICS, earlier)
-        trainer = _trainer(model, steps, chosen, plan, device, dtype, job.checkpoints, log, job.report_to)
+        trainer = _trainer(
+            model, steps, chosen, job, dtype, log, every,
+            lambda: _mean(held_out(model, drawn, chosen, dtype, lambda _: None)), reporter.say,
+        )  # fmt: skip
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+        try:
+            trainer.run(job.checkpoint)
+        except NotFiniteError as error:
+            raise _why_no_number(error, trainer, job) from None
         seconds = time.perf_counter() - started
+    best_step, best_why = trainer.take_best(), _why_best(trainer, len(drawn), len(job.held_out))
     with reporter.task("Held-out loss after", len(job.held_out)) as task:
         after = held_out(model, job.held_out, chosen, dtype, task.advance)
-    model.save_pretrained(job.save_to, safe_serialization=True)
-    # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
-    config = files.read_json(job.save_to / "adapter_config.json")
-    files.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
-    works = [piece.work for step in steps for piece in step]
+    try:
+        model.save_pretrained(job.save_to, safe_serialization=True)
+        # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
+        config = files.read_json(job.save_to / "adapter_config.json")
+        files.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
+    except (OSError, SafetensorError, MachineError) as error:
+        raise MachineError(
+            f"The adapter could not be written: {str(error).rstrip('.')}.",
+            "Free some space and go on with --resume-from auto.",
+        ) from None
+    done = trainer.state.global_step
+    works = [piece.work for step in steps[:done] for piece in step]
+    lines = log.lines or metrics.until(done, earlier, trainer.state.log_history)  # no step was left to do
     return Trained(
-        device=device,
-        dtype=str(dtype).removeprefix("torch."),
-        why=why,
+        begun=job.begun,
         execution=chosen.name,
         execution_why=chosen.why,
-        steps=len(steps),
-        train_loss=statistics.fmean(entry["loss"] or 0.0 for entry in log.lines),
+        steps=done,
+        planned_steps=len(steps),
+        best_step=best_step,
+        best_why=best_why,
+        train_loss=statistics.fmean(entry["loss"] or 0.0 for entry in lines),
         before=tuple(before),
         after=tuple(after),
-        tokens=round(sum(len(sample.input_ids) for sample in job.train) * plan.epochs),
+        tokens=round(sum(len(sample.input_ids) for sample in job.train) * plan.epochs * done / len(steps)),
         unique_tokens=sum(work.computed for work in works),
         supervised_tokens=sum(int(work.weights.sum()) for work in works),
         seconds=seconds,
         done_steps=log.done_steps,
-        logs=tuple(log.lines),
-        optimizer=log.optimizer,
+        logs=tuple(lines),
+        optimizer=_optimizer_settings(trainer),
         packs=len(works),
         largest_pack=max(work.computed for work in works),
         peak_gpu_bytes=_peak_gpu_bytes(device),
+    )
+
+
+def _need_disk(job: Job, model: Any) -> None:
+    """Stop before anything long where the disk does not hold two checkpoints, the best weights and the adapter.
+
+    A checkpoint has each trained weight once in the model's dtype, once more as the best one, and as float32 with
+    AdamW's two moments.
+    """
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    a_checkpoint = sum(weight.numel() * (2 * weight.element_size() + 12) for weight in trained)
+    files.need_disk(job.checkpoints, 2 * a_checkpoint + sum(weight.nbytes for weight in trained), "Training")
+
+
+def _mean(scores: Sequence[Scored]) -> float:
+    """Return the loss of ``scores`` in nats a token."""
+    return sum(score.nll for score in scores) / sum(score.tokens for score in scores)
+
+
+def _named(ids: Sequence[str]) -> str:
+    """Return a few row ids for a sentence."""
+    more = f" and {len(ids) - 3} more" if len(ids) > 3 else ""
+    return ("row " if len(ids) == 1 else "rows ") + ", ".join(f"'{name}'" for name in ids[:3]) + more
+
+
+def _broken(model: Any, rows: Sequence[Sample], execution: Execution, dtype: torch.dtype) -> list[str]:
+    """Return which rows have no loss, each measured alone: beside others, one that is no number spoils them."""
+    alone = [held_out(model, [row], execution, dtype, lambda _: None)[0] for row in rows]
+    return [score.id for score in alone if not math.isfinite(score.nll)]
+
+
+def _why_no_number(error: NotFiniteError, trainer: StepTrainer, job: Job) -> StepError:
+    """Return what to say of a step whose loss or gradient is no number: its rows, and which weights are kept."""
+    steps = [batch for one in plan_passes(job.train, job.plan) for batch in one]
+    rows = steps[trainer.state.global_step]
+    broken = _broken(trainer.model, rows, trainer.execution, trainer.model_dtype)
+    kept = trainer.kept_step()
+    weights = f"The weights of step {kept} are in {job.checkpoints / f'checkpoint-{kept}'}. " if kept else ""
+    change = f"Take {_named(broken)} out" if broken else f"Lower --learning-rate {job.plan.learning_rate:g}"
+    return StepError(
+        f"{error}, in {_named(broken or [row.id for row in rows])}.", f"{weights}{change} and train again."
+    )
+
+
+def _optimizer_settings(trainer: StepTrainer) -> dict[str, Any]:
+    """Return what ``run.json`` says of the optimizer."""
+    known = {key: trainer.masters.defaults[key] for key in ("betas", "eps", "weight_decay")}
+    return {"name": type(trainer.masters).__name__, **known, "max_grad_norm": trainer.args.max_grad_norm}
+
+
+def _why_best(trainer: CheckpointTrainer, replies: int, held_out_replies: int) -> str:
+    """Return why the adapter is of the step it is of."""
+    if trainer.state.best_global_step is None:
+        return "the last step: the held-out loss was not measured in between"
+    measured = sum("eval_loss" in entry for entry in trainer.state.log_history)
+    return (
+        f"the lowest held-out loss of {measured} measurements, {trainer.state.best_metric:.3f} nats a token "
+        f"on {replies} of {held_out_replies} replies"
     )
 
 
@@ -372,19 +521,23 @@ def _trainer(
     model: Any,
     steps: Sequence[Sequence[Piece]],
     chosen: Execution,
-    plan: TrainPlan,
-    device: str,
+    job: Job,
     dtype: torch.dtype,
-    checkpoints: Path,
     log: _Log,
-    report_to: Sequence[str] = (),
+    every: int,
+    measure: Callable[[], float],
+    say: Callable[[str], None],
 ) -> StepTrainer:
-    """Return the Trainer of ``steps``, with its optimizer and schedule."""
+    """Return the Trainer of ``steps``, with its optimizer and schedule.
+
+    ``measure`` gives the held-out loss, asked for each ``every`` steps; 0: never.
+    """
+    plan = job.plan
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = MasterAdamW(weights, lr=plan.learning_rate, weight_decay=0.0)
     warmup = len(steps) // 20  # none in a short run: the first warm step has a learning rate of 0
     arguments = transformers.TrainingArguments(
-        output_dir=str(checkpoints),
+        output_dir=str(job.checkpoints),
         max_steps=len(steps),
         per_device_train_batch_size=1,
         max_grad_norm=1.0,
@@ -392,23 +545,29 @@ def _trainer(
         logging_strategy="steps",
         save_strategy="steps",
         save_steps=max(10, len(steps) // 10),
-        save_total_limit=1,
-        report_to=list(report_to),
-        run_name=checkpoints.parent.name,
+        eval_strategy="steps" if every else "no",
+        eval_steps=every or None,
+        metric_for_best_model="loss" if every else None,
+        restore_callback_states_from_checkpoint=True,
+        report_to=list(job.report_to),
+        run_name=job.checkpoints.parent.name,
         project=trackers.PROJECT,
         disable_tqdm=True,
-        use_cpu=device == "cpu",
+        use_cpu=job.begun.device == "cpu",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         seed=plan.seed,
     )
     trainer = StepTrainer(
+        say=say,
+        measure=measure,
         model=model,
         args=arguments,
         train_dataset=steps,
+        eval_dataset=[] if every else None,  # what is measured is ``measure``'s affair
         data_collator=lambda items: {"pieces": items[0]},
         optimizers=(optimizer, transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(steps))),
-        callbacks=[log],
+        callbacks=[log, *([transformers.EarlyStoppingCallback(plan.early_stopping_patience)] if every else [])],
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.execution, trainer.model_dtype, trainer.masters = chosen, dtype, optimizer

@@ -185,12 +185,16 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
     """
     return {
         "backend": "hf",
-        "device": outcome.device,
-        "dtype": outcome.dtype,
-        "dtype_reason": outcome.why,
+        "device": outcome.begun.device,
+        "dtype": outcome.begun.dtype,
+        "dtype_reason": outcome.begun.why,
+        "threads": outcome.begun.threads,
         "execution": outcome.execution,
         "execution_reason": outcome.execution_why,
         "steps": outcome.steps,
+        "planned_steps": outcome.planned_steps,
+        "best_step": outcome.best_step,
+        "best_step_reason": outcome.best_why,
         "train_loss": outcome.train_loss,
         "val_loss": change["after"] if change else None,
         "val_loss_base": change["before"] if change else None,
@@ -225,7 +229,6 @@ def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str,
             made = finished / target.name
             made.chmod(0o600)
             made.replace(target)
-        shutil.rmtree(paths.checkpoints, ignore_errors=True)  # the adapter is whole: they have done their work
     write_text(paths.chat_template, family.jinja)
     write_text(paths.metrics, metrics.dumps(outcome.logs))
     measured = facts["result"]
@@ -234,6 +237,7 @@ def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str,
     write_loss_plot(paths, steps, losses, measured["val_loss_base"], measured["val_loss"])
     write_card(paths, facts)
     write_json(paths.record, {**facts, "files": adapter_digests(paths)})
+    shutil.rmtree(paths.checkpoints, ignore_errors=True)  # all is written: they have done their work
 
 
 def write_loss_plot(

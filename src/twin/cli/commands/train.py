@@ -39,6 +39,7 @@ def command(
     learning_rate: options.LearningRate = None,
     lora_r: options.LoraR = None,
     max_length: options.MaxLength = None,
+    early_stopping_patience: options.Patience = None,
     resume_from: Annotated[str | None, typer.Option(help="A checkpoint folder, or auto for the newest.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto or hf.")] = None,
     device: options.Device = None,
@@ -75,6 +76,7 @@ def command(
             "batch_size": batch_size, "learning_rate": learning_rate, "lora_r": lora_r, "max_length": max_length,
             "resume_from": resume_from, "backend": backend, "device": device, "seed": seed,
             "report_to": report_to,
+            "early_stopping_patience": early_stopping_patience,
         }
     )  # fmt: skip
     done = pipeline.train(settings, out.reporter(), output, dry_run, explain=explain)
@@ -92,6 +94,10 @@ def command(
             f"Held-out loss, nats a token: {result['val_loss_base']:.3f} before, {result['val_loss']:.3f} after"
         )
         lines += few(result["val_change"]["conversations"])
+    if result["steps"] < result["planned_steps"]:
+        lines.append(f"Ended after {result['steps']} of {result['planned_steps']} steps: no lower held-out loss")
+    if result["best_step"] < result["steps"]:
+        lines.append(f"The adapter is of step {result['best_step']}: {result['best_step_reason']}")
     lines.append(
         f"{result['steps']} steps, {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 1e9:.1f} GB"
     )
