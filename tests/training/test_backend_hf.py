@@ -105,13 +105,12 @@ def test_figures_and_lines_come_as_it_goes_and_no_step_stands_twice(base, plan, 
         train(base, plan, tmp_path / "cut", reporter=first)
     before, *steps = first.figures
     assert (before.val_loss > 0, before.loss) == (True, None)
-    assert [len(held) for held in first.held[1:]] == list(range(1, 14))
+    assert [len(held) for held in first.held[1:]] == list(range(1, 15))
     assert all(one.loss > 0 and one.tokens_per_second > 0 and one.peak_rss_bytes > 10**7 for one in steps)
-    left = [one.seconds_left for one in steps]
-    assert left[-1] > 0
-    assert file.read_text().count("\n") == 13
+    assert all(one.seconds_left > 0 for one in steps)
+    assert file.read_text().count("\n") == 14
     with file.open("a") as handle:
-        handle.write('{"step": 14, "lo')  # what a power cut may leave
+        handle.write('{"step": 15, "lo')  # what a power cut may leave
     earlier = [json.loads(line) for line in file.read_text().splitlines()[:10]]
 
     again = Watch(file)

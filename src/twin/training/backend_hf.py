@@ -231,8 +231,6 @@ class _Log(transformers.TrainerCallback):
                 peak_gpu_bytes=gpu,
             )
         )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.task.advance(1)
 
 
