@@ -39,7 +39,7 @@ def need(names: Sequence[str]) -> None:
 
 
 @contextmanager
-def _stdout_to_stderr() -> Iterator[None]:
+def stdout_to_stderr() -> Iterator[None]:
     """Keep stdout for the result: trackers print, some to a stdout that they keep, or out of a process of theirs."""
     out = sys.stdout
     out.flush()
@@ -79,7 +79,7 @@ def told(names: Sequence[str], paths: RunPaths) -> Iterator[None]:
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
-        with _stdout_to_stderr():
+        with stdout_to_stderr():
             yield
     except Exception as error:
         name = type(error).__module__.partition(".")[0]
