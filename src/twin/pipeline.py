@@ -96,6 +96,7 @@ def train(
     """
     from twin import basemodel
     from twin.dataset import rows as dataset_rows
+    from twin.training.trackers import stdout_to_stderr
 
     started = time.perf_counter()
     plan = plan_training(settings.train, load_preset(settings.train.preset))
@@ -107,7 +108,10 @@ def train(
         reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
     checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)
     base = basemodel.resolve(plan.model, reporter)
-    with reporter.task("Loading the training libraries"):
+    with (
+        reporter.task("Loading the training libraries"),
+        stdout_to_stderr(),
+    ):  # transformers prints where W&B is offline
         from twin.evaluate.likelihood import compare
         from twin.training import backend_hf, record
         from twin.training.samples import build_samples

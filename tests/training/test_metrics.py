@@ -42,10 +42,11 @@ def test_going_on_keeps_each_step_until_the_checkpoint_once(isolated: Path) -> N
     lines = [metrics.line(step, LOGGED, 0.5, 100, 2_000) for step in (1, 2, 4, 5, 4)]
     file.write_text(metrics.dumps(lines) + 'no JSON\n[1]\n{"step": "6"}\n{"step": 6, "lo')
     history = [{"step": step, **LOGGED, "loss": 9.0} for step in (1, 2, 3, 4, 5)]
-    history += [{"step": 5, "eval_loss": 1.0}, {"step": 5, "train_loss": 1.0}]
+    history += [{"step": 3, "eval_loss": 1.5}, {"step": 9, "eval_loss": 1.0}, {"step": 5, "train_loss": 1.0}]
     kept = metrics.until(4, file, history)
     assert [entry["step"] for entry in kept] == [1, 2, 3, 4]
     assert [entry["seconds"] for entry in kept] == [0.5, 0.5, None, 0.5]
+    assert [entry.get("val_loss") for entry in kept] == [None, None, 1.5, None]
     assert [entry["loss"] for entry in kept] == [3.5, 3.5, 9.0, 3.5]  # step 3 is the Trainer's own
     assert metrics.until(0, file, history) == []
     assert [entry["step"] for entry in metrics.until(2, isolated / "none.jsonl", history)] == [1, 2]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,7 +27,7 @@ def test_a_missing_one_is_a_sentence_and_a_command(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_environment_is_set_for_the_block_alone(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WANDB_LOG_MODEL", "checkpoint")
     monkeypatch.setenv("WANDB_PROJECT", "mine")
@@ -36,11 +37,13 @@ def test_the_environment_is_set_for_the_block_alone(
         assert dict(os.environ) == before
     with trackers.told(["wandb", "tensorboard"], PATHS):
         print("theirs")
+        subprocess.run(["echo", "their program's"], check=True)
         assert (os.environ["WANDB_LOG_MODEL"], os.environ["WANDB_WATCH"]) == ("false", "false")
         assert os.environ["WANDB_PROJECT"] == "mine"
         assert os.environ["TENSORBOARD_LOGGING_DIR"] == str(PATHS.tensorboard)
     assert dict(os.environ) == before
-    assert capsys.readouterr() == ("ours\n", "theirs\n")
+    subprocess.run(["echo", "ours"], check=True)
+    assert capfd.readouterr() == ("ours\nours\n", "theirs\ntheir program's\n")
 
 
 def test_a_trackers_complaint_is_a_sentence_and_a_bug_stays_one() -> None:

@@ -229,11 +229,6 @@ class _Log(transformers.TrainerCallback):
         self.begun = time.perf_counter()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        if logs and "eval_loss" in logs and self.lines:
-            self.lines[-1]["val_loss"] = logs["eval_loss"]
-            self.reporter.measured(Figures(val_loss=logs["eval_loss"]))
-            if state.is_world_process_zero:
-                files.write_text(self.file, metrics.dumps(self.lines))
         if not logs or "loss" not in logs:
             return
         seconds = time.perf_counter() - self.begun
@@ -241,8 +236,8 @@ class _Log(transformers.TrainerCallback):
         gpu = _peak_gpu_bytes(args.device.type)
         entry = metrics.line(state.global_step, logs, seconds, self.tokens[place], peak_rss_bytes(), gpu)
         self.lines.append(entry)
-        if state.is_world_process_zero:
-            metrics.append(self.file, entry)
+        if not control.should_evaluate:  # else the line waits for the held-out loss
+            self._write(state)
         self.done_steps += 1
         self.done_seconds += seconds
         self.done_computed += self.computed[place]
@@ -255,9 +250,16 @@ class _Log(transformers.TrainerCallback):
                 peak_gpu_bytes=gpu,
             )
         )
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.task.advance(1)
+
+    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
+        self.lines[-1]["val_loss"] = float(metrics["eval_loss"])
+        self.reporter.measured(Figures(val_loss=self.lines[-1]["val_loss"]))
+        self._write(state)
+
+    def _write(self, state: Any) -> None:
+        if state.is_world_process_zero:
+            metrics.append(self.file, self.lines[-1])
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:

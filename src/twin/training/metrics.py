@@ -79,8 +79,8 @@ def until(step: int, before: Path | None, history: Sequence[Mapping[str, Any]]) 
     """
     known = {int(entry["step"]): line(int(entry["step"]), entry) for entry in history if "loss" in entry}
     for entry in history:
-        if "eval_loss" in entry and int(entry["step"]) in known:
-            known[int(entry["step"])]["val_loss"] = float(entry["eval_loss"])
+        if "eval_loss" in entry and entry["step"] in known:
+            known[entry["step"]]["val_loss"] = float(entry["eval_loss"])
     known |= {int(entry["step"] or 0): entry for entry in _read(before)} if before else {}
     return [known[number] for number in sorted(known) if 0 < number <= step]
 

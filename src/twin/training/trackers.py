@@ -1,9 +1,10 @@
 """Trackers that are told a training's figures, when asked for: TensorBoard, Trackio, Weights & Biases.
 
 transformers' callbacks speak to them: a step's loss, learning rate and gradient norm, the settings, the base model's
-shape and the run's name. No row and no weight is among that; ``WANDB_LOG_MODEL`` and ``WANDB_WATCH``, which would send
-weights, are set aside. TensorBoard writes into the run's folder. Trackio stays on this machine unless
-``TRACKIO_SPACE_ID`` names a Space; Weights & Biases sends, with the machine's name, to where it is logged in.
+shape and the run's name. No row and no weight is among that; what Weights & Biases would send of weights, console, code
+and git is turned off, whatever the environment says. TensorBoard and Weights & Biases write into the run's folder.
+Trackio stays on this machine unless ``TRACKIO_SPACE_ID`` names a Space; Weights & Biases sends, with the machine's name
+and its list of packages, to where it is logged in.
 """
 
 from __future__ import annotations
@@ -18,7 +19,10 @@ from twin.errors import MachineError, StepError
 from twin.runs import RunPaths
 
 PROJECT = "twin"
-_WEIGHTS = ("WANDB_LOG_MODEL", "WANDB_WATCH")
+_OFF = {
+    "WANDB_LOG_MODEL": "false", "WANDB_WATCH": "false", "WANDB_CONSOLE": "off", "WANDB_DISABLE_CODE": "true",
+    "WANDB_DISABLE_GIT": "true",
+}  # fmt: skip
 
 
 def need(names: Sequence[str]) -> None:
@@ -32,6 +36,24 @@ def need(names: Sequence[str]) -> None:
             raise MachineError(
                 f"To report to {name} the package {name} has to be installed, and it is not.", f"pip install {name}"
             )
+
+
+@contextmanager
+def stdout_to_stderr() -> Iterator[None]:
+    """Keep stdout for the result: trackers print, some to a stdout that they keep, or out of a process of theirs."""
+    out = sys.stdout
+    out.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        out.flush()
+        if sys.__stdout__ is not None:
+            sys.__stdout__.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager
@@ -49,14 +71,15 @@ def told(names: Sequence[str], paths: RunPaths) -> Iterator[None]:
         yield
         return
     ours = {
-        **dict.fromkeys(_WEIGHTS, "false"),
+        **_OFF,
+        "WANDB_DIR": os.environ.get("WANDB_DIR", str(paths.root)),
         "WANDB_PROJECT": os.environ.get("WANDB_PROJECT", PROJECT),
         "TENSORBOARD_LOGGING_DIR": str(paths.tensorboard),
     }
     before = {name: os.environ.get(name) for name in ours}
     os.environ.update(ours)
     try:
-        with redirect_stdout(sys.stderr):
+        with stdout_to_stderr():
             yield
     except Exception as error:
         name = type(error).__module__.partition(".")[0]
