@@ -2,13 +2,14 @@
 
 import errno
 import os
+import pickle
 import signal
 from pathlib import Path
 
 import pytest
 
 from twin import errors
-from twin.errors import GateError, MachineError, StepError, TwinError, UsageError, file_errors, nearest
+from twin.errors import GateError, MachineError, StepError, StoppedError, TwinError, UsageError, file_errors, nearest
 
 
 def test_exit_codes_are_the_contract():
@@ -21,6 +22,12 @@ def test_exit_codes_are_the_contract():
 def test_an_error_is_a_sentence_and_a_hint():
     error = TwinError("It broke.", "Mend it.")
     assert (str(error), error.message, error.hint, TwinError("x").hint) == ("It broke.", "It broke.", "Mend it.", "")
+
+
+def test_a_stopped_step_travels_with_its_exit_code():
+    stopped = pickle.loads(pickle.dumps(StoppedError("Done so far.", "Go on.", errors.EXIT_TERMINATED)))  # noqa: S301
+    assert (stopped.message, stopped.hint, stopped.exit_code) == ("Done so far.", "Go on.", 143)
+    assert StoppedError("x").exit_code == 130
 
 
 def test_nearest_names_look_alikes_else_lists_all():

@@ -93,6 +93,12 @@ def train(
         dry_run: resolve and count everything, train nothing.
         go_on: take up the run's newest checkpoint where it is of the same settings and rows.
         explain: a dry run that also tells, under ``explain``, what rows share and what each costs.
+
+    Raises:
+        StoppedError: Ctrl-C or SIGTERM ended it after a step, which a checkpoint keeps.
+        StepError: a loss is no number; its row is named.
+        UsageError: a checkpoint of something else, which is named; and what the other parts say of settings and files.
+        MachineError, GateError: see ``preflight``.
     """
     from twin import basemodel
     from twin.dataset import rows as dataset_rows
@@ -107,6 +113,8 @@ def train(
     if rows.left_out:
         reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
     checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)
+    if checkpoint is None and not go_on and runs.has_checkpoints(paths):
+        reporter.say(f"Training begins anew and deletes {paths.checkpoints}; --resume-from auto would go on from there")
     base = basemodel.resolve(plan.model, reporter)
     with (
         reporter.task("Loading the training libraries"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import subprocess
@@ -13,6 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+
+from twin.cli.main import main
+from twin.errors import StoppedError
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 
@@ -75,3 +79,31 @@ def test_an_export_in_several_processes_is_ended(
     assert (process.returncode, out, err) == (code, "", INTERRUPTED)
     assert not any(psutil.pid_exists(int(worker.suffix[1:])) for worker in workers)
     assert not list(Path().rglob("*.partial")) + list(Path().glob("data*"))
+
+
+@pytest.mark.parametrize(
+    ("typed", "again"),
+    [
+        (["train"], "twin train --resume-from auto"),
+        (["train", "--name", "a b", "--json"], "twin train --name 'a b' --json --resume-from auto"),
+        (["train", "--resume-from", "x", "--seed", "1"], "twin train --seed 1 --resume-from auto"),
+        (["train", "--resume-from=x"], "twin train --resume-from auto"),
+        (["run", "wren"], "twin run wren"),
+        (["demo"], "twin demo"),
+    ],
+    ids=" ".join,
+)
+def test_what_goes_on_with_a_stopped_training(
+    typed: list[str], again: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise StoppedError("Training stopped after step 3 of 9, which is kept.", "", 143)
+
+    monkeypatch.setattr("twin.cli.app.app", stopped)
+    assert main(typed) == 143
+    said = capfd.readouterr()
+    sentence = "Training stopped after step 3 of 9, which is kept."
+    if "--json" in typed:
+        assert json.loads(said.out) == {"error": sentence, "hint": f"Go on: {again}", "exit_code": 143}
+    else:
+        assert said.err == f"Interrupted: {sentence}\nHint: Go on: {again}\n"

@@ -166,11 +166,12 @@ def context():
 @pytest.mark.skipif(not POSIX, reason="POSIX signals")
 def test_killed_at_twenty_random_moments_the_adapter_is_the_same(base, whole, tmp_path, context):
     chance = random.Random(0)  # noqa: S311
-    started = time.monotonic()
-    process = context.Process(target=child, args=(base, tmp_path / "timed"))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
+    for name in ("cold", "timed"):
+        started = time.monotonic()
+        process = context.Process(target=child, args=(base, tmp_path / name))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
     seconds = time.monotonic() - started
     ends, trial = [], 0
     while len(ends) < 20:
@@ -181,8 +182,7 @@ def test_killed_at_twenty_random_moments_the_adapter_is_the_same(base, whole, tm
             process.start()
             process.join(chance.uniform(0, seconds))
             if process.exitcode is None:
-                process.send = process.kill if len(ends) % 2 else process.terminate
-                process.send()
+                (process.kill if len(ends) % 2 else process.terminate)()
                 process.join()
             if process.exitcode == 0:
                 break
@@ -336,6 +336,11 @@ def test_training_ends_when_the_held_out_loss_falls_no_more(base, whole, tmp_pat
     measured = {entry["step"]: entry["val_loss"] for entry in done.logs if "val_loss" in entry}
     assert (done.steps, done.planned_steps, done.best_step) == (max(measured), 80, min(measured, key=measured.get))
     assert done.steps == done.best_step + 20
+    # Stopped while no lower loss came: it is remembered for how long.
+    with pytest.raises(KeyboardInterrupt):
+        train(base, plan, tmp_path / "stopped", reporter=At(done.steps - 2, interrupt))
+    assert losses(train(base, plan, tmp_path / "stopped", resume="auto")) == losses(done)
+    assert alike(tmp_path / "run", tmp_path / "stopped")
     # Killed before the adapter was saved: gone on with, not one step more is taken.
     with pytest.raises(KeyboardInterrupt):
         train(base, plan, tmp_path / "cut", reporter=At(do=interrupt, task="Held-out loss after"))
