@@ -124,6 +124,7 @@ def foreseen(plan: TrainPlan, samples: Sequence[Sample], seconds: float) -> dict
         "steps": len(steps),
         "tokens": sum(len(sample.input_ids) for sample in samples),
         "unique_tokens": sum(unique_tokens(packs) for packs in steps),
+        "supervised_tokens": sum(int(pack.weights.sum()) for packs in steps for pack in packs),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
