@@ -37,7 +37,8 @@ CONTRACT = {
     "serve": {"--person", "--host", "--port", "--token"},
     "train": {
         "--preset", "--dataset", "--output", "--name", "--model", "--epochs", "--batch-size", "--learning-rate",
-        "--lora-r", "--max-length", "--resume-from", "--backend", "--device", "--seed", "--dry-run",
+        "--lora-r", "--max-length", "--resume-from", "--backend", "--device", "--seed", "--show-mask",
+        "--dry-run",
     },
     "gguf": {"--quantization", "-q", "--output", "--base", "--llama-cpp", "--dry-run"},
     "register": {"--adapter", "--gguf", "--host", "--env", "--to", "--force", "--dry-run"},
