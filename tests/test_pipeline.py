@@ -198,7 +198,8 @@ def test_trains_json_keeps_its_keys(project):
     keys = set(TrainedRun(runs.RunPaths(project.run), project.record).as_json())
     assert keys >= {
         "adapter", "base_model", "backend", "device", "steps", "train_loss", "val_loss", "val_loss_base", "tokens",
-        "unique_tokens", "supervised_tokens", "tokens_per_second", "seconds", "peak_rss_bytes",
+        "unique_tokens", "supervised_tokens", "tokens_per_second", "seconds", "peak_rss_bytes", "samples", "shortened",
+        "too_long",
     }  # fmt: skip
 
 
@@ -211,6 +212,14 @@ def test_run_json_tells_all_but_secrets_and_places(project):
     assert record["dataset"]["train"]["path"] == "data/train.jsonl"
     assert record["dataset"]["train"]["sha256"] == files.file_digest(project.folder / "data" / "train.jsonl")
     assert record["base_model"] == str(project.base)
+    assert record["mask"] == {
+        "proved": "each prompt is the Go template's, and what is learned is the reply and its end token",
+        "read_by": "llama.cpp",
+        "samples": record["dataset"]["samples"],
+        "supervised_tokens": record["mask"]["supervised_tokens"],
+        "held_out": record["dataset"]["val"]["rows"],
+        "replies_read_by_themselves": 0,
+    }
     without_base = text.replace(str(project.base), "")
     home = project.folder.parent
     for private in (str(home), str(Path.home()), os.environ.get("USER") or "\0", SECRET):
@@ -639,7 +648,7 @@ def test_a_row_that_the_templates_render_differently_stops_training(project, her
     pair = load_family("chatml")
     go = pair.go.replace("{{ .Content }}", "{{ if ne .Content `who won?` }}{{ .Content }}{{ end }}")
     monkeypatch.setattr(prove, "load_family", lambda name: pair.model_copy(update={"go": go}))
-    with pytest.raises(GateError, match="differs for your own row "):
+    with pytest.raises(GateError, match="The pair of family 'chatml' differs for 'WhatsApp Chat with Bo"):
         pipeline.train(project.settings, Silent(), dry_run=True)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,9 +20,11 @@ from twin.ollama.client import OllamaClient
 from twin.ollama.register import Meant, register
 from twin.presets import load_preset, plan_training
 from twin.progress import Silent
-from twin.records import Turn
+from twin.records import Example, Turn
 from twin.settings import TrainSettings, load_settings
 from twin.templates import derive, gate, load_family
+from twin.training.samples import build_samples
+from twin.training.tokenizer import load_tokenizer
 
 SERVED = [name for name in vocabularies.MODELS if name not in ("zephyr-7b-beta", "Qwen3-0.6B")]  # tokenizers of others
 
@@ -149,6 +152,45 @@ def test_the_end_of_a_reply():
         gate.check_end(family, lambda _: [1, 2, 3], lambda _: True)
     with pytest.raises(GateError, match="which is no end of generation in this vocabulary"):
         gate.check_end(family, lambda _: [2], lambda _: False)
+
+
+# ---------------------------------------------------------------- what is learned
+
+
+class Said(Silent):
+    def __init__(self):
+        self.lines = []
+
+    def say(self, text):
+        self.lines.append(text)
+
+
+@pytest.mark.parametrize("name", ["llama.cpp", "the tokenizer"])
+def test_every_sample_is_proved_with_or_without_llama_cpp(smollm2, monkeypatch, name):
+    tokenizer, family = load_tokenizer(smollm2), load_family("chatml")
+    rows = [
+        Example(f"r{number}", "c", "chat", (Turn("user", f"day {number}?"), Turn("assistant", f"fine, {number}")))
+        for number in range(7)
+    ]
+    built, reporter = build_samples(rows, tokenizer, family, 64), Said()
+    if name == "the tokenizer":
+        monkeypatch.setattr(prove, "find_spec", lambda package: None)
+
+    def prove_all(learned, held_out):
+        base = BaseModel("smollm2", "smollm2", smollm2)
+        return prove.mask(base, family, tokenizer, learned, held_out, 64, load_settings(), reporter, 2)
+
+    facts, shown = prove_all(built, replace(built, samples=built.samples[:3], origins=built.origins[:3]))
+    assert (facts["read_by"], facts["samples"], facts["held_out"]) == (name, 7, 3)
+    assert facts["supervised_tokens"] == sum(sample.supervised for sample in built.samples)
+    assert [one.id for one in shown] == ["r0", "r1"]
+    aloud = "llama-cpp-python is not installed: that the server reads these ids is not checked before training"
+    assert any(line.startswith(aloud) for line in reporter.lines) == (name == "the tokenizer")
+    last = replace(built.samples[-1], input_ids=built.samples[-1].input_ids[:-1])
+    wrong = replace(built, samples=(*built.samples[:-1], last))
+    for learned, held_out in ((wrong, None), (built, wrong)):
+        with pytest.raises(GateError, match="The end token '<|im_end|>' of 'r6' is not learned".replace("|", r"\|")):
+            prove_all(learned, held_out)
 
 
 # ---------------------------------------------------------------- any GGUF

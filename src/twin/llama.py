@@ -37,6 +37,7 @@ class Gguf:
     def __init__(self, model: llama_cpp.Llama) -> None:
         self.model = model
         self._cached: list[int] = []
+        self._pieces: dict[int, bytes] = {}
 
     def ids(self, text: str) -> list[int]:
         """Return ids as a server makes them: BOS where the vocabulary adds it, control tokens parsed."""
@@ -67,7 +68,13 @@ class Gguf:
         """Return the bytes of a token; llama.cpp would end the process for an id that the vocabulary does not have."""
         if not 0 <= token < self.model.n_vocab():
             return b"no such id"
-        return bytes(self.model.detokenize([token], special=True))
+        if token not in self._pieces:
+            self._pieces[token] = bytes(self.model.detokenize([token], special=True))
+        return self._pieces[token]
+
+    def spelled(self, ids: Sequence[int]) -> bytes:
+        """Return the bytes of ids, control tokens as they are written."""
+        return b"".join(map(self.piece, ids))
 
     def metadata(self) -> dict[str, str]:
         """Return the file's string and number metadata."""

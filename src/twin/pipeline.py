@@ -9,7 +9,7 @@ What two features need of one another is put together here and nowhere else. Hea
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
@@ -21,8 +21,8 @@ from twin.curate import export, find_sources, need
 from twin.errors import GateError, MachineError, StepError, TwinError, UsageError
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.progress import Reporter, release_memory
-from twin.records import Example, Sample
-from twin.results import AppEnv, Foreseen, Made, Registered, Survival, TrainedRun, Whole
+from twin.records import Example
+from twin.results import AppEnv, Foreseen, Made, Masked, Registered, Survival, TrainedRun, Whole
 from twin.runs import DatasetPaths, RunPaths
 from twin.settings import Settings
 from twin.steps import Steps
@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from twin.chat import Backend
     from twin.ollama.client import OllamaClient
     from twin.ollama.register import Meant
-
-_GATED = 2000  # rows of the person's own, learned and held out each, that both templates must render alike
+    from twin.training.samples import Samples
 
 # ---------------------------------------------------------------- before anything long
 
@@ -68,12 +67,12 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
 # ---------------------------------------------------------------- train
 
 
-def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_length: int) -> list[Sample]:
-    """Return the samples that are measured: replies in conversations."""
+def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_length: int) -> Samples | None:
+    """Return the samples that are measured: replies in conversations; None where there is no conversation."""
     from twin.training.samples import build_samples
 
     chats = [row for row in rows if row.kind == "chat"]
-    return list(build_samples(chats, tokenizer, family, max_length).samples) if chats else []
+    return build_samples(chats, tokenizer, family, max_length) if chats else None
 
 
 def train(
@@ -83,6 +82,8 @@ def train(
     dry_run: bool = False,
     go_on: bool = False,
     explain: bool = False,
+    show_mask: int = 0,
+    see: Callable[[Sequence[Masked]], None] = lambda shown: None,
 ) -> TrainedRun:
     """Dataset → LoRA adapter in ``adapters/NAME``.
 
@@ -93,6 +94,8 @@ def train(
         dry_run: resolve and count everything, train nothing.
         go_on: take up the run's newest checkpoint where it is of the same settings and rows.
         explain: a dry run that also tells, under ``explain``, what rows share and what each costs.
+        show_mask: how many samples to return as text.
+        see: given those before the first step.
 
     Raises:
         StoppedError: Ctrl-C or SIGTERM ended it after a step, which a checkpoint keeps.
@@ -126,8 +129,8 @@ def train(
         from twin.training.tokenizer import load_tokenizer
     tokenizer = load_tokenizer(base.folder)
     family = prove.family_for(load_preset(settings.train.preset), plan, base, tokenizer)
-    gated = [list(row.turns[:-1]) for row in (*rows.train[:_GATED], *rows.val[:_GATED])]
-    prove.before_training(base, family, tokenizer, gated, settings, reporter)
+    asked_later = [list(row.turns[:-1]) for row in rows.val]  # of the GGUF; what is learned is proved below
+    prove.before_training(base, family, tokenizer, asked_later, settings, reporter)
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -138,16 +141,21 @@ def train(
             f"The system prompt is {system_tokens} tokens for this model; at most {prompt.MAX_TOKENS} are allowed.",
             f"Set prompt_tokens = {prompt.MAX_TOKENS**2 // system_tokens} in [export] of twin.toml and export again.",
         )
-    built = build_samples(rows.train, tokenizer, family, plan.max_length)
-    held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)
+    with reporter.task("Reading rows"):
+        built = build_samples(rows.train, tokenizer, family, plan.max_length)
+        held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)
+    proved, shown = prove.mask(
+        base, family, tokenizer, built, held_out, plan.max_length, settings, reporter, show_mask
+    )  # fmt: skip
+    see(shown)
     read = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
     facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
-    facts |= {"provenance": rows.provenance, "report_to": list(settings.train.report_to)}
+    facts |= {"mask": proved, "provenance": rows.provenance, "report_to": list(settings.train.report_to)}
     if dry_run or explain:
         facts["result"] = record.foreseen(plan, base.folder, built.samples, time.perf_counter() - started)
         if explain:
             facts["result"]["explain"] = record.explained(plan, base.folder, rows.train, built.samples, count)
-        return TrainedRun(paths, facts)
+        return TrainedRun(paths, facts, mask=shown)
     job_facts = {
         **plan.model_dump(),
         "learned_file": facts["dataset"]["train"],
@@ -159,15 +167,15 @@ def train(
             reporter.say(f"Training goes on from {checkpoint}")
         begun = runs.bind_checkpoints(paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan.device)))
         job = backend_hf.Job(
-            base.folder, base.hub_id, plan, built.samples, tuple(held_out), paths.checkpoints, scratch,
-            backend_hf.begun_with(begun), checkpoint, tuple(settings.train.report_to),
+            base.folder, base.hub_id, plan, built.samples, held_out.samples if held_out else (), paths.checkpoints,
+            scratch, backend_hf.begun_with(begun), checkpoint, tuple(settings.train.report_to),
         )  # fmt: skip
         outcome = backend_hf.train(job, reporter)
         change = asdict(compare(outcome.before, outcome.after)) if held_out else None
         facts["result"] = record.result(outcome, change, time.perf_counter() - started)
         record.install(paths, scratch, family, facts, outcome)
     release_memory()
-    return TrainedRun(paths, facts, outcome.logs)
+    return TrainedRun(paths, facts, outcome.logs, shown)
 
 
 # ---------------------------------------------------------------- gguf
@@ -242,12 +250,13 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
     family = prove.family_of(record)
     base = basemodel.resolve(record["base_model"], reporter)
     rows = [row for row in read_rows(Path(val["path"])) if row.kind == "chat"]
-    samples = _chat_samples(rows, load_tokenizer(base.folder), family, plan["max_length"])
-    if not samples:
+    chats = _chat_samples(rows, load_tokenizer(base.folder), family, plan["max_length"])
+    if chats is None:
         raise StepError(
             "There are no held-out conversations to measure on.", "Raise --validation-split and export again."
         )
     reference = base_gguf(base, family, quantization, settings, reporter)
+    samples = chats.samples
     asked = prompts_to_show(rows, samples, answers)
     adapter = record["result"]["val_change"]
     result = measure(reference, paths.gguf(quantization), samples, asked, plan, adapter, reporter)

@@ -6,7 +6,8 @@ training, llama.cpp's vocabulary, its server. Heavy imports stand inside the fun
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,13 +21,15 @@ from twin.errors import GateError, UsageError
 from twin.presets import Preset, TrainPlan
 from twin.progress import Reporter
 from twin.records import Turn
-from twin.results import Checked
+from twin.results import Checked, Masked
 from twin.runs import RunPaths
 from twin.settings import Settings
 from twin.templates import Family, derive, gate, load_family
 
 if TYPE_CHECKING:
     from twin.basemodel import BaseModel
+    from twin.training.mask import Reader
+    from twin.training.samples import Samples
 
 # Asked of every GGUF, besides the gate's own cases: scripts, digits, emoji joined by ZWJ, marks of three grammars.
 _MAKE = "Make a GGUF whose template twin owns: twin gguf"
@@ -159,6 +162,76 @@ def before_training(
     if find_spec("llama_cpp"):  # without it training was chosen alone, and the file is checked where it is made
         ids = partial(prompt_ids, tokenizer, family)
         vocabulary_ids(base, family, ids, prompts, settings.gguf.llama_cpp, reporter)
+
+
+@contextmanager
+def _reader(
+    base: BaseModel, family: Family, tokenizer: Any, llama_cpp: Path | None, reporter: Reporter
+) -> Iterator[tuple[Reader, str]]:
+    """Open what reads texts as a server does, and its name: llama.cpp, or the tokenizer where that is missing."""
+    if find_spec("llama_cpp"):
+        from twin.gguf.vocabulary import vocabulary
+        from twin.llama import open_gguf
+
+        with open_gguf(vocabulary(base.folder, family.gguf_name, llama_cpp, reporter), vocab_only=True) as model:
+            yield model, "llama.cpp"
+    else:
+        from twin.training.mask import TokenizerReader
+
+        reporter.say(
+            "llama-cpp-python is not installed: that the server reads these ids is not checked before training, "
+            "only that the Go template's text is learned, reply and end token alone."
+        )
+        yield TokenizerReader(tokenizer), "the tokenizer"
+
+
+def mask(
+    base: BaseModel,
+    family: Family,
+    tokenizer: Any,
+    learned: Samples,
+    held_out: Samples | None,
+    max_length: int,
+    settings: Settings,
+    reporter: Reporter,
+    show: int = 0,
+) -> tuple[dict[str, Any], tuple[Masked, ...]]:
+    """Check every sample: its ids are those that a server reads of its row, and reply and end token are what it learns.
+
+    Args:
+        base: the base model.
+        family: its pair.
+        tokenizer: of training.
+        learned: all samples that are trained.
+        held_out: those that are measured, if any.
+        max_length: most tokens of a sample.
+        settings: its ``gguf`` section.
+        reporter: told of progress.
+        show: how many samples to return as text.
+
+    Returns:
+        What was proved, for ``run.json``; and the samples to show.
+
+    Raises:
+        GateError: the first difference, with its row; see ``training.mask``.
+    """
+    from twin.training import mask as proof
+
+    total = len(learned.samples) + (len(held_out.samples) if held_out else 0)
+    with _reader(base, family, tokenizer, settings.gguf.llama_cpp, reporter) as (reader, name):
+        with reporter.task("Checking what each sample learns", total=total) as task:
+            done = proof.check(learned, reader, family, max_length, name, task.advance)
+            measured = held_out and proof.check(held_out, reader, family, max_length, name, task.advance)
+        shown = tuple(proof.show(learned, reader, show))
+    facts = {
+        "proved": "each prompt is the Go template's, and what is learned is the reply and its end token",
+        "read_by": name,
+        "samples": done.samples,
+        "supervised_tokens": done.supervised,
+        "held_out": measured.samples if measured else 0,
+        "replies_read_by_themselves": done.by_itself,
+    }
+    return facts, shown
 
 
 # ---------------------------------------------------------------- twin check

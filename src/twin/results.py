@@ -60,16 +60,46 @@ class Exported:
 
 
 @dataclass(frozen=True, slots=True)
+class Masked:
+    """A sample as text: ``context``, then what is ``learned``, each with its number of tokens.
+
+    ``turns_cut`` is how many of the oldest turns are not in it.
+    """
+
+    id: str
+    kind: str
+    context: str
+    learned: str
+    context_tokens: int
+    learned_tokens: int
+    turns_cut: int
+
+    def as_json(self) -> dict[str, Any]:
+        """Return an entry of ``mask`` in the object of ``--json``."""
+        return {
+            "id": self.id,
+            "kind": self.kind,
+            "pieces": [{"text": self.context, "learned": False}, {"text": self.learned, "learned": True}],
+            "tokens": {"context": self.context_tokens, "learned": self.learned_tokens},
+            "turns_cut": self.turns_cut,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class TrainedRun:
-    """A finished run: its files, what ``run.json`` holds, and the lines of ``metrics.jsonl``."""
+    """A finished run: its files, what ``run.json`` holds, the lines of ``metrics.jsonl``, and samples as text."""
 
     paths: RunPaths
     record: dict[str, Any]
     logs: tuple[dict[str, float | int | None], ...] = ()
+    mask: tuple[Masked, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of ``--json``."""
-        return {"adapter": str(self.paths.root), "base_model": self.record["base_model"], **self.record["result"]}
+        counts = {key: self.record["dataset"][key] for key in ("samples", "shortened", "too_long")}
+        mask = {"mask": [one.as_json() for one in self.mask]} if self.mask else {}
+        about = {"adapter": str(self.paths.root), "base_model": self.record["base_model"]}
+        return {**about, **counts, **self.record["result"], **mask}
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,7 +38,7 @@ CONTRACT = {
     "train": {
         "--preset", "--dataset", "--output", "--name", "--model", "--epochs", "--batch-size", "--learning-rate",
         "--lora-r", "--max-length", "--resume-from", "--backend", "--device", "--seed", "--dry-run", "--explain",
-        "--report-to",
+        "--report-to", "--show-mask",
     },
     "gguf": {"--quantization", "-q", "--output", "--base", "--llama-cpp", "--dry-run"},
     "register": {"--adapter", "--gguf", "--host", "--env", "--to", "--force", "--dry-run"},

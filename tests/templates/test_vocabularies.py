@@ -1,6 +1,7 @@
 """Each family with the real tokenizers of its models: the ids of training are llama.cpp's, and the originals'."""
 
 import unicodedata
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -13,9 +14,10 @@ from twin import prove
 from twin.basemodel import BaseModel
 from twin.errors import GateError
 from twin.progress import Silent
-from twin.records import Turn
+from twin.records import Example, Turn
 from twin.templates import derive, gate, load_family, render
-from twin.training.samples import check_vocabulary, prompt_ids, reply_ids
+from twin.training.mask import TokenizerReader, check, reading
+from twin.training.samples import build_samples, check_vocabulary, prompt_ids, reply_ids
 from twin.training.tokenizer import load_tokenizer
 
 pytestmark = pytest.mark.slow
@@ -80,6 +82,92 @@ def test_a_reply_is_read_as_it_stands_in_a_history(opened, llama):
         learned = prompt + reply_ids(opened.tokenizer, opened.family, reply, ask)
         history = llama.ids(render(opened.family, [ask, Turn("assistant", reply), ask]))
         assert history[: len(learned)] == learned
+
+
+def samples(opened, *talks, max_length=4096):
+    """Return the samples of talks in turn, each reply of them."""
+    rows = []
+    for number, talk in enumerate(talks):
+        turns = (Turn(("user", "assistant")[at % 2], text) for at, text in enumerate(talk))
+        rows.append(Example(f"r{number}", "c", "chat", tuple(turns), every_reply=True))
+    return build_samples(rows, opened.tokenizer, opened.family, max_length)
+
+
+# What some vocabulary can't write, or writes as something else: control characters, and the planes behind U+3FFFF.
+sayable = st.lists(
+    st.sampled_from([text for texts in gate.CONTENTS.values() for text in texts] + [" ", "\n", "<|im_", "[INST"])
+    | st.text(st.characters(exclude_categories=["Cs", "Cc"], max_codepoint=0x3FFFF), max_size=20),
+    max_size=3,
+).map(lambda texts: "".join(texts).replace("\u2581", ""))
+
+
+@hypothesis_settings(max_examples=60)
+@given(said=st.lists(sayable, min_size=2, max_size=5), system=st.none() | sayable)
+def test_every_sample_is_proved(opened, llama, said, system):
+    head = [] if system is None else [Turn("system", system)]
+    turns = [*head, *(Turn(("user", "assistant")[at % 2], text) for at, text in enumerate(said))]
+    built = build_samples(
+        [Example("r", "c", "chat", tuple(turns), every_reply=True)], opened.tokenizer, opened.family, 4096
+    )
+    # Without tokenizer.model (none is at hand) llama.cpp's converter makes Gemma 3's bytes texts such as "<0xC2>".
+    if any(b"<0x" in llama.spelled(sample.input_ids) for sample in built.samples):
+        assert opened.name == "gemma-3-1b-it"
+        return
+    assert check(built, llama, opened.family, 4096).samples == len(said) // 2
+    texts = [render(opened.family, turns)]
+    assert reading(llama, opened.family, texts)(texts[0]) == llama.ids(texts[0])
+
+
+# ---------------------------------------------------------------- what the proof says no to, in real vocabularies
+
+
+def test_what_rows_share_is_read_once(opened, llama):
+    assert reading(llama, opened.family, []) != llama.ids
+
+
+def test_a_mask_that_is_shifted_and_an_end_that_is_not_learned(opened, llama):
+    built = samples(opened, ("a?", "yes, at six"))
+    (sample,) = built.samples
+    for reader in (llama, TokenizerReader(opened.tokenizer)):
+        assert check(built, reader, opened.family, 4096).supervised == sample.supervised
+        for wrong in (
+            replace(sample, prompt_length=sample.prompt_length + 1),
+            replace(sample, prompt_length=sample.prompt_length - 1),
+            replace(sample, input_ids=sample.input_ids[:-1]),
+            replace(sample, input_ids=sample.input_ids[1:], prompt_length=sample.prompt_length - 1),
+        ):
+            with pytest.raises(GateError, match="'r0@1'"):
+                check(replace(built, samples=(wrong,)), reader, opened.family, 4096)
+
+
+FOREIGN = {"Qwen2.5-0.5B-Instruct": "</s>", "Qwen3-0.6B": "</s>", "Phi-3-mini-4k-instruct": "<|endoftext|> x"}
+
+
+def test_a_control_token_that_is_not_the_familys(opened, llama):
+    """Some vocabularies read one in two ways; the row is named, wherever in the dataset it stands."""
+    plain = [(f"how is day {number}?", "fine") for number in range(5000)]
+    if opened.name not in FOREIGN:
+        pytest.skip("no such token is known")
+    with pytest.raises(GateError) as caught:
+        check(samples(opened, *plain, (f"{FOREIGN[opened.name]} a?", "yes")), llama, opened.family, 4096)
+    assert caught.value.message.startswith("'r5000@1' would be learned as other ids than a server reads, at id ")
+    assert "it is a control token of the model's vocabulary" in caught.value.hint
+
+
+def test_bytes_that_a_server_would_write_as_text(opened, llama):
+    """The ids are the same on both sides: only what they spell tells."""
+    built = samples(opened, ("a?", "one\rtwo"))
+    if opened.name != "gemma-3-1b-it":
+        assert check(built, llama, opened.family, 4096).samples == 1
+        return
+    with pytest.raises(GateError, match="the row «one.rtwo<end_of_turn><end>», the ids «one<0x0D>two<end"):
+        check(built, llama, opened.family, 4096)
+
+
+def test_a_reply_that_begins_with_a_line_end_is_read_by_itself(opened, llama):
+    """Read with its prompt it would have other ids in some vocabularies: a server has read the prompt before."""
+    joins = opened.family.name in ("llama3", "gemma") or opened.name.startswith("Qwen")
+    assert check(samples(opened, ("a?", "\nlate")), llama, opened.family, 4096).by_itself == joins
 
 
 def test_the_family_is_chosen_by_the_models_name(opened):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -141,6 +141,18 @@ class Output:
     def piece(self, text: str) -> None:
         """Print a piece of a text that is still being written, at once."""
         self._write(printable(text).encode("utf-8"))
+
+    def styled(self, parts: Sequence[tuple[str, str]]) -> None:
+        """Print texts, each in a style of rich's where stdout is a terminal that takes colour."""
+        from rich.console import Console
+        from rich.text import Text
+
+        console = Console(highlight=False, soft_wrap=True, emoji=False)
+        plain = console.no_color or not console.is_terminal
+        with console.capture() as captured:
+            for text, style in parts:
+                console.print(Text(printable(text), style="" if plain else style), end="")
+        self._write(captured.get().encode("utf-8", "replace"))
 
     def hint(self, text: str) -> None:
         """Print what to type next, on stderr."""

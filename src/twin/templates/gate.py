@@ -176,18 +176,37 @@ def check_ids(
                 _REPORT,
             )
         if ours != theirs:  # what is shown of it is the person's own where it is their row
-            pairs = zip(ours, theirs, strict=False)
-            at = next((at for at, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ours), len(theirs)))
-            byte = sum(len(piece(token)) for token in ours[:at])
             raise GateError(
                 f"Training reads a prompt of family '{family.name}' as {len(ours)} ids and llama.cpp as {len(theirs)}, "
-                f"for {name}, at id {at} (byte {byte}): training {_tokens(ours[at : at + 3], piece)}, "
-                f"llama.cpp {_tokens(theirs[at : at + 3], piece)}.",
+                f"for {name}, {first_id_difference(ours, theirs, piece)}.",
                 "The two tokenizers are not one. Use the base model's own files, tokenizer.model included where it has "
                 "one, or another base model.",
             )
         count += 1
     return count
+
+
+def first_id_difference(
+    ours: Sequence[int],
+    theirs: Sequence[int],
+    piece: Callable[[int], bytes],
+    whose: str = "llama.cpp",
+    start: int = 0,
+) -> str:
+    """Return where ids part, with both sides of it.
+
+    Args:
+        ours: the ids of training.
+        theirs: the others.
+        piece: the bytes of an id.
+        whose: what reads ``theirs``.
+        start: how many ids, the same in both, stand before these.
+    """
+    pairs = zip(ours, theirs, strict=False)
+    at = next((at for at, pair in enumerate(pairs) if pair[0] != pair[1]), min(len(ours), len(theirs)))
+    byte = "" if start else f" (byte {sum(len(piece(token)) for token in ours[:at])})"
+    sides = f"training {_tokens(ours[at : at + 3], piece)}, {whose} {_tokens(theirs[at : at + 3], piece)}"
+    return f"at id {start + at}{byte}: {sides}"
 
 
 def _tokens(ids: Sequence[int], piece: Callable[[int], bytes]) -> str:

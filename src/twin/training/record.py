@@ -135,6 +135,7 @@ def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], seconds: 
         "steps": len(steps),
         "tokens": round(sum(len(sample.input_ids) for sample in samples) * plan.epochs),
         "unique_tokens": sum(piece.work.computed for step in steps for piece in step),
+        "supervised_tokens": sum(int(piece.work.weights.sum()) for step in steps for piece in step),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }

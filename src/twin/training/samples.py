@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from twin.errors import GateError, StepError
 from twin.records import Example, Sample, Turn
@@ -25,13 +25,46 @@ class Tokenizer(Protocol):
         """Return the id of a token of the vocabulary."""
 
 
+class Origin(NamedTuple):
+    """Where a sample comes from: its row, the place of its reply among the row's turns, and how many turns were cut.
+
+    Cut turns are the oldest; a system prompt is not counted, and always kept.
+    """
+
+    row: Example
+    place: int
+    cut: int
+
+    @property
+    def shortened(self) -> bool:
+        """Whether a turn was cut for length: those before the other side's first one are never learned from."""
+        return self.cut > _first_question(self.row.turns[: self.place])
+
+    def kept(self) -> list[Turn]:
+        """Return the prompt's turns."""
+        return self._from(self.cut)
+
+    def one_exchange_more(self) -> list[Turn]:
+        """Return the prompt's turns with the exchange that was cut last; nothing where none was cut for length."""
+        if not self.shortened:
+            return []
+        head = self.row.turns[0].role == "system"
+        return self._from(max(at for at in range(self.cut) if self.row.turns[head + at].role == "user"))
+
+    def _from(self, cut: int) -> list[Turn]:
+        turns = self.row.turns[: self.place]
+        head = turns[:1] if turns[0].role == "system" else ()
+        return [*head, *turns[len(head) + cut :]]
+
+
 @dataclass(frozen=True, slots=True)
 class Samples:
-    """All samples, and what had to be cut for length."""
+    """All samples, what had to be cut for length, and where each sample comes from."""
 
     samples: tuple[Sample, ...]
     shortened: int
     too_long: int
+    origins: tuple[Origin, ...]
 
 
 def check_vocabulary(tokenizer: Tokenizer, family: Family) -> None:
@@ -102,9 +135,15 @@ def build_samples(rows: Iterable[Example], tokenizer: Tokenizer, family: Family,
         StepError: no row fits into ``max_length`` tokens.
     """
     samples: list[Sample] = []
-    shortened = too_long = 0
+    origins: list[Origin] = []
+    too_long = 0
     for row in rows:
-        places = [place for place, turn in enumerate(row.turns) if turn.role == "assistant" and place > 0]
+        asked = [place for place, turn in enumerate(row.turns) if turn.role == "user"]
+        places = [
+            place
+            for place, turn in enumerate(row.turns)
+            if turn.role == "assistant" and place > min(asked, default=place)
+        ]
         for place in places if row.every_reply else places[-1:]:
             reply = reply_ids(tokenizer, family, row.turns[place].content, row.turns[place - 1])
             fitted = fit(tokenizer, family, row.turns[:place], reply, max_length)
@@ -112,11 +151,11 @@ def build_samples(rows: Iterable[Example], tokenizer: Tokenizer, family: Family,
                 too_long += 1
                 continue
             ids, cut = fitted
-            shortened += cut > _first_question(row.turns[:place])
+            origins.append(Origin(row, place, cut))
             sample_id = f"{row.id}@{place}" if row.every_reply else row.id
             samples.append(Sample(sample_id, row.conversation_id, row.kind, tuple(ids + reply), len(ids)))
     if not samples:
         raise StepError(
             f"No row is left to learn from: {too_long} are longer than {max_length} tokens.", "Raise --max-length."
         )
-    return Samples(tuple(samples), shortened, too_long)
+    return Samples(tuple(samples), sum(one.shortened for one in origins), too_long, tuple(origins))

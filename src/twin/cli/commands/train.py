@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from twin.cli import options, plots
 from twin.cli.console import Output, few, printable, table_lines
+from twin.foreign import one_line
+
+if TYPE_CHECKING:
+    from twin.results import Masked
 
 NAME = "train"
 HELP = """Train a LoRA adapter on a dataset, on this machine.
@@ -23,6 +28,8 @@ Examples:
   twin train --preset smollm2-135m --resume-from auto
 
   twin train --preset smollm2-135m --explain
+
+  twin train --show-mask 3 --dry-run
 """
 
 _SHOWN = 3  # rows of each end and of the middle
@@ -52,6 +59,9 @@ def command(
             "Example: twin train --report-to tensorboard"
         ),
     ] = None,
+    show_mask: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Show N samples: what is learned of each.")
+    ] = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
     verbose: options.Verbose = False,
@@ -79,16 +89,22 @@ def command(
             "early_stopping_patience": early_stopping_patience,
         }
     )  # fmt: skip
-    done = pipeline.train(settings, out.reporter(), output, dry_run, explain=explain)
+    done = pipeline.train(
+        settings, out.reporter(), output, dry_run, explain=explain, show_mask=show_mask or 0,
+        see=lambda shown: _show(shown, out),
+    )  # fmt: skip
     result = done.record["result"]
     if explain:
         out.result(done.as_json(), [*explain_lines(result["explain"]), "Nothing was written (--explain)."])
         return
     if dry_run:
-        lines = [f"{result['steps']} optimizer steps, {result['unique_tokens']} tokens computed for {result['tokens']}"]
+        lines = [
+            _samples(done.record),
+            f"{result['steps']} optimizer steps, {result['unique_tokens']} tokens computed for {result['tokens']}",
+        ]
         out.result(done.as_json(), [*lines, "Nothing was written (--dry-run)."])
         return
-    lines = [f"Adapter: {done.paths.root}"]
+    lines = [f"Adapter: {done.paths.root}", _samples(done.record)]
     if result["val_loss"] is not None:
         lines.append(
             f"Held-out loss, nats a token: {result['val_loss_base']:.3f} before, {result['val_loss']:.3f} after"
@@ -179,3 +195,28 @@ def _cost_table(costs: list[dict[str, Any]]) -> list[str]:
         row = Text(printable(one["id"]))
         table.add_row(which, str(one["tokens"]), *(f"{value:.1f}" for value in figures), row)
     return table_lines(table)
+
+
+def _samples(record: dict[str, Any]) -> str:
+    """Return what was learned, in numbers."""
+    data, proved = record["dataset"], record["mask"]
+    return (
+        f"{proved['samples']} samples, {proved['supervised_tokens']} tokens to learn, each checked with "
+        f"{proved['read_by']}; {data['shortened']} lost their oldest turns, {data['too_long']} were too long"
+    )
+
+
+def _show(shown: Sequence[Masked], out: Output) -> None:
+    """Print samples: what is learned stands behind '>', in colour on a terminal; line ends are seen."""
+    if out.json:
+        return
+    parts: list[tuple[str, str]] = []
+    for one in shown:
+        cut = f", {one.turns_cut} older turns cut" if one.turns_cut else ""
+        about = f"{one.context_tokens} tokens of context, {one.learned_tokens} learned{cut}"
+        parts.append((f"--- {one.kind}, {one_line(one.id)}: {about}\n", "bold"))
+        for text, mark, style in ((one.context, "  ", "dim"), (one.learned, "> ", "bold green")):
+            lines = text.replace("\r", "\u240d").split("\n")
+            ends = ["\u21b5"] * (len(lines) - 1) + [""]
+            parts += [(f"{mark}{line}{end}\n", style) for line, end in zip(lines, ends, strict=True) if line or end]
+    out.styled(parts)
