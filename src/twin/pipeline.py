@@ -31,6 +31,7 @@ from twin.templates import Family, gate
 if TYPE_CHECKING:
     from twin.basemodel import BaseModel
     from twin.chat import Backend
+    from twin.dataset.rows import Rows
     from twin.ollama.client import OllamaClient
     from twin.ollama.register import Meant
     from twin.training.samples import Samples
@@ -73,6 +74,21 @@ def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_l
 
     chats = [row for row in rows if row.kind == "chat"]
     return build_samples(chats, tokenizer, family, max_length) if chats else None
+
+
+def _system_tokens(rows: Rows, count: Callable[[str], int]) -> int:
+    """Return the length of the system prompt; one that an export of ours made must keep its bound for this model too.
+
+    Raises:
+        StepError: it does not.
+    """
+    tokens = count(rows.system)
+    if rows.owned and tokens > prompt.MAX_TOKENS:
+        raise StepError(
+            f"The system prompt is {tokens} tokens for this model; at most {prompt.MAX_TOKENS} are allowed.",
+            f"Set prompt_tokens = {prompt.MAX_TOKENS**2 // tokens} in [export] of twin.toml and export again.",
+        )
+    return tokens
 
 
 def train(
@@ -135,12 +151,7 @@ def train(
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    system_tokens = count(rows.system)
-    if rows.owned and system_tokens > prompt.MAX_TOKENS:
-        raise StepError(
-            f"The system prompt is {system_tokens} tokens for this model; at most {prompt.MAX_TOKENS} are allowed.",
-            f"Set prompt_tokens = {prompt.MAX_TOKENS**2 // system_tokens} in [export] of twin.toml and export again.",
-        )
+    system_tokens = _system_tokens(rows, count)
     with reporter.task("Reading rows"):
         built = build_samples(rows.train, tokenizer, family, plan.max_length)
         held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)

@@ -160,7 +160,7 @@ def test_bytes_that_a_server_would_write_as_text(opened, llama):
     if opened.name != "gemma-3-1b-it":
         assert check(built, llama, opened.family, 4096).samples == 1
         return
-    with pytest.raises(GateError, match="the row «one.rtwo<end_of_turn><end>», the ids «one<0x0D>two<end"):
+    with pytest.raises(GateError, match=r"the row «one.rtwo<end_of_turn><end>», the ids «one<0x0D>two<end"):
         check(built, llama, opened.family, 4096)
 
 
