@@ -51,8 +51,6 @@ def llama(opened):
         yield model
 
 
-# Without tokenizer.model (none is at hand) llama.cpp's converter makes Gemma 3's bytes texts such as "<0xC2>".
-BYTES_OF_GEMMA_3 = "\r\u00a0\u2028\u2029"
 contents = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 awkward = st.lists(
     st.sampled_from([text for texts in gate.CONTENTS.values() for text in texts] + [" ", "\n", "▁", "<|im_", "[INST"])
@@ -111,7 +109,9 @@ def test_every_sample_is_proved(opened, llama, said, system):
     built = build_samples(
         [Example("r", "c", "chat", tuple(turns), every_reply=True)], opened.tokenizer, opened.family, 4096
     )
-    if opened.name == "gemma-3-1b-it" and any(char in text for text in said for char in BYTES_OF_GEMMA_3):
+    # Without tokenizer.model (none is at hand) llama.cpp's converter makes Gemma 3's bytes texts such as "<0xC2>".
+    if any(b"<0x" in llama.spelled(sample.input_ids) for sample in built.samples):
+        assert opened.name == "gemma-3-1b-it"
         return
     assert check(built, llama, opened.family, 4096).samples == len(said) // 2
     texts = [render(opened.family, turns)]
@@ -152,6 +152,16 @@ def test_a_control_token_that_is_not_the_familys(opened, llama):
         check(samples(opened, *plain, (f"{FOREIGN[opened.name]} a?", "yes")), llama, opened.family, 4096)
     assert caught.value.message.startswith("'r5000@1' would be learned as other ids than a server reads, at id ")
     assert "it is a control token of the model's vocabulary" in caught.value.hint
+
+
+def test_bytes_that_a_server_would_write_as_text(opened, llama):
+    """The ids are the same on both sides: only what they spell tells."""
+    built = samples(opened, ("a?", "one\rtwo"))
+    if opened.name != "gemma-3-1b-it":
+        assert check(built, llama, opened.family, 4096).samples == 1
+        return
+    with pytest.raises(GateError, match=r"the row «one.rtwo<end_of_turn><end>», the ids «one<0x0D>two<end"):
+        check(built, llama, opened.family, 4096)
 
 
 def test_a_reply_that_begins_with_a_line_end_is_read_by_itself(opened, llama):
