@@ -41,7 +41,7 @@ def with_sample(built, **changed):
     return replace(built, samples=(replace(built.samples[0], **changed), *built.samples[1:]))
 
 
-# SmolLM2's vocabulary lacks the bytes of a few control characters and of the planes behind U+3FFFF.
+# SmolLM2's vocabulary lacks the bytes of a few control characters and of U+40000 to U+BFFFF.
 characters = st.characters(exclude_categories=["Cs", "Cc"], max_codepoint=0x3FFFF)
 texts = st.lists(
     st.sampled_from([*AWKWARD, *CHATML.control_tokens, "\n", " ", "tea"]) | st.text(characters, max_size=12),
