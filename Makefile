@@ -32,6 +32,7 @@ bench: $(STAMP)-dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/training.py
 	$(BIN)/python -m benchmarks.gate
+	$(BIN)/python -m benchmarks.mask
 	$(BIN)/python -m benchmarks.registration
 
 # A real Ollama for the tests: one on PATH, or built once into the user's cache. Without Go its tests are skipped, aloud.

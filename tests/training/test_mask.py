@@ -41,7 +41,7 @@ def with_sample(built, **changed):
     return replace(built, samples=(replace(built.samples[0], **changed), *built.samples[1:]))
 
 
-# SmolLM2's vocabulary lacks the bytes of a few control characters and of the planes behind U+3FFFF.
+# SmolLM2's vocabulary lacks the bytes of a few control characters and of U+40000 to U+BFFFF.
 characters = st.characters(exclude_categories=["Cs", "Cc"], max_codepoint=0x3FFFF)
 texts = st.lists(
     st.sampled_from([*AWKWARD, *CHATML.control_tokens, "\n", " ", "tea"]) | st.text(characters, max_size=12),
@@ -190,13 +190,17 @@ def test_turns_that_were_cut_without_need(tokenizer, reader):
 def test_messages_of_one_role_in_a_row_are_asked_in_another_way(tokenizer, reader):
     turns = (Turn("user", "a"), Turn("user", "b"), Turn("assistant", "c"))
     built = build_samples([Example("chat:3-8", "c", "chat", turns)], tokenizer, CHATML, 256)
-    assert refused(built, reader).startswith("The pair of family 'chatml' differs for 'chat:3-8', at byte 18: ")
+    with pytest.raises(GateError) as caught:
+        check(built, reader, CHATML, 256)
+    assert caught.value.message.startswith("The pair of family 'chatml' differs for 'chat:3-8', at byte 18: ")
+    assert caught.value.hint.startswith("Ollama joins messages of one role that follow each other")
 
 
 def test_a_pair_whose_go_template_asks_something_else(built, reader):
     other = CHATML.model_copy(update={"go": CHATML.go.replace("assistant", "Assistant")})
-    with pytest.raises(GateError, match="differs for 'chat:3-8', at byte "):
+    with pytest.raises(GateError, match="differs for 'chat:3-8', at byte ") as caught:
         check(built, reader, other, 256)
+    assert "twin's own mistake" in caught.value.hint
 
 
 # ---------------------------------------------------------------- what it costs

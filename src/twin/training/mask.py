@@ -182,9 +182,10 @@ class _Check:
         ours = render(self._family, turns).encode("utf-8", "replace")
         if text != ours:
             parting = gate.first_difference(text, ours, ("the Go template", "the Jinja"))
+            joined = "Ollama joins messages of one role that follow each other: join them in the row, by a blank line."
             raise GateError(
                 f"The pair of family '{self._family.name}' differs for '{sample.id}', at {parting}.",
-                "Ollama joins messages of one role that follow each other: are there such in the row?",
+                joined if merged(turns) != turns else _OURS,
             )
         decoded = text.decode()
         return decoded, list(self._read(decoded))
