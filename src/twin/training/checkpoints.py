@@ -179,7 +179,8 @@ class CheckpointTrainer(transformers.Trainer):
             try:
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except NotFiniteError:
-                if self.state.global_step:
+                self.control.should_training_stop = True
+                if self.state.global_step not in (0, self.kept_step()):
                     self._save_checkpoint(self.model, None)
                 raise
         if self.stop.signal is not None:
@@ -247,7 +248,7 @@ class CheckpointTrainer(transformers.Trainer):
                 if self._best:
                     save_file(self._best, made / _BEST)
                 runs.seal_checkpoint(made)
-                if target.exists():  # gone on from an older one that was named
+                if target.exists():  # not whole, or it would have been gone on from
                     shutil.rmtree(target)
                 made.replace(target)
         except (OSError, SafetensorError, MachineError, RuntimeError) as error:
