@@ -234,7 +234,7 @@ def test_a_file_where_the_output_goes(twin, brain):
         (
             ["train", "--learning-rte", "1"],
             "There is no option '--learning-rte'.",
-            "Did you mean '--learning-rate' or '--lora-r' or '--max-length'?",
+            "Did you mean '--learning-rate' or '--early-stopping-patience' or '--lora-r'?",
         ),
         (["export", "--format", "chatlm"], "'chatlm' is no export.format.", "Did you mean 'chatml'?"),
         (["train", "--device", "cuca"], "'cuca' is no train.device.", "Did you mean 'cuda' or 'cpu'?"),
