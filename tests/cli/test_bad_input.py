@@ -234,7 +234,7 @@ def test_a_file_where_the_output_goes(twin, brain):
         (
             ["train", "--learning-rte", "1"],
             "There is no option '--learning-rte'.",
-            "Did you mean '--learning-rate' or '--lora-r' or '--max-length'?",
+            "Did you mean '--learning-rate' or '--early-stopping-patience' or '--lora-r'?",
         ),
         (["export", "--format", "chatlm"], "'chatlm' is no export.format.", "Did you mean 'chatml'?"),
         (["train", "--device", "cuca"], "'cuca' is no train.device.", "Did you mean 'cuda' or 'cpu'?"),
@@ -682,7 +682,7 @@ def test_a_training_that_is_ended_keeps_its_step_and_goes_on(twin, brain, tiny, 
     lines = list(itertools.takewhile(lambda line: not line.startswith("Held-out loss before"), process.stderr))
     assert any(line.startswith("Loading the base model") for line in lines)
     assert len(partials()) == 1  # where the adapter will be saved
-    time.sleep(3)
+    time.sleep(6)  # the Trainer is made, and a step or two
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (code, "")
@@ -707,7 +707,7 @@ def test_a_training_that_is_ended_keeps_its_step_and_goes_on(twin, brain, tiny, 
     assert f"Error: The checkpoint '{kept}' was made with another lora r (16, and here 8).\n" in done.stderr
     process = twin.start(*again, "--json", preexec_fn=_hear_ctrl_c)
     list(itertools.takewhile(lambda line: not line.startswith("Held-out loss before"), process.stderr))
-    time.sleep(1)
+    time.sleep(6)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     told = json.loads(out)
