@@ -130,28 +130,6 @@ def test_figures_and_lines_come_as_it_goes_and_no_step_stands_twice(base, plan, 
     assert done.done_steps == 10
 
 
-def test_a_line_waits_for_the_held_out_loss_of_its_step(tmp_path):
-    from twin.training.prefix_tree import pack
-
-    watch = Watch(tmp_path / "metrics.jsonl")
-    with watch.task("Training", 2) as task:
-        log = backend_hf._Log(task, watch, [[pack(SAMPLES[:3])], [pack(SAMPLES[3:6])]], watch.file, None)
-        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.ones(1))], lr=0.1)
-        arguments = SimpleNamespace(max_grad_norm=1.0, device=torch.device("cpu"))
-        state = SimpleNamespace(global_step=0, log_history=[], is_world_process_zero=True)
-        log.on_train_begin(arguments, state, None, optimizer=optimizer)
-        for step, measured in ((1, True), (2, False)):
-            state.global_step, control = step, SimpleNamespace(should_evaluate=measured)
-            log.on_step_begin(arguments, state, control)
-            log.on_log(arguments, state, control, logs={"loss": 2.0, "learning_rate": 0.1, "grad_norm": 1.0})
-            assert watch.file.read_text().count("\n") == (0 if measured else 2)
-            if measured:
-                log.on_log(arguments, state, control, logs={"eval_loss": 3.0})
-                log.on_evaluate(arguments, state, control, metrics={"eval_loss": 3.0})
-    assert [json.loads(line).get("val_loss") for line in watch.file.read_text().splitlines()] == [3.0, None]
-    assert [one.val_loss for one in watch.figures] == [None, 3.0, None]
-
-
 @pytest.mark.slow
 def test_a_stopped_run_resumed_gives_the_same_bits(base, plan, tmp_path):
     whole = train(base, plan, tmp_path / "whole")

@@ -25,7 +25,7 @@ from twin.errors import MachineError, StepError, StoppedError, UsageError
 from twin.presets import load_preset, plan_training
 from twin.progress import Silent
 from twin.settings import TrainSettings
-from twin.training import backend_hf, checkpoints
+from twin.training import backend_hf, checkpoints, execution
 from twin.training.checkpoints import plan_measuring
 
 POSIX = sys.platform != "win32"
@@ -381,7 +381,8 @@ def test_a_row_whose_loss_is_no_number_is_named_and_the_weights_before_it_are_ke
     broken = save_base(tmp_path / "base", nan_token=60)
     assert SAMPLES[20].input_ids[-3] == 60
     plan = plan_of()
-    step = next(at for at, rows in enumerate(backend_hf.plan_batches(SAMPLES[6:], plan), 1) if SAMPLES[20] in rows)
+    steps = [rows for one in backend_hf.plan_passes(SAMPLES[6:], plan) for rows in one]
+    step = next(at for at, rows in enumerate(steps, 1) if SAMPLES[20] in rows)
     assert step > 1
     with pytest.raises(StepError) as caught:
         train(broken, plan, tmp_path / "run")
@@ -396,14 +397,14 @@ def test_a_row_whose_loss_is_no_number_is_named_and_the_weights_before_it_are_ke
 
 
 def test_a_gradient_that_is_no_number_never_reaches_the_weights(base, tmp_path, monkeypatch):
-    real, calls = backend_hf.pair_losses, []
+    real, calls = execution.PrefixTree.losses, []
 
-    def steep(model, pack, dtype):
-        found = real(model, pack, dtype)
+    def steep(self, model, work, dtype):
+        found = real(self, model, work, dtype)
         calls.append(model.training)
         return found + torch.sqrt(found - found) if sum(calls) == 7 and model.training else found
 
-    monkeypatch.setattr(backend_hf, "pair_losses", steep)
+    monkeypatch.setattr(execution.PrefixTree, "losses", steep)
     with pytest.raises(
         StepError, match=r"^The gradient became nan at step 7, in rows 'r\d+', 'r\d+', 'r\d+'\.$"
     ) as caught:

@@ -109,6 +109,10 @@ class Stop(transformers.TrainerCallback):
             control.should_save = True
         self._end(control)
 
+    def on_log(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Ask for the end where a signal came while the step was told."""
+        self._end(control)
+
     def on_evaluate(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for the end where a signal came while it was measured."""
         self._end(control)
