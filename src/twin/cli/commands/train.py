@@ -55,8 +55,8 @@ def command(
         list[str] | None,
         typer.Option(
             help="Also tell tensorboard, trackio or wandb of each step; may be repeated. wandb, and trackio where "
-            "TRACKIO_SPACE_ID is set, send loss, settings and the run's name elsewhere (wandb also this machine's name and "
-            "its packages), never rows or weights. "
+            "TRACKIO_SPACE_ID is set, send loss, settings and the run's name elsewhere (wandb also this machine's name "
+            "and its packages), never rows or weights. "
             "Example: twin train --report-to tensorboard"
         ),
     ] = None,
