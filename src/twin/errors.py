@@ -70,15 +70,17 @@ class StoppedError(TwinError):
         message: one sentence of what was reached.
         hint: what goes on from there.
         exit_code: ``EXIT_INTERRUPTED`` or ``EXIT_TERMINATED``.
+        kept: there is something to go on from.
     """
 
-    def __init__(self, message: str, hint: str = "", exit_code: int = EXIT_INTERRUPTED) -> None:
+    def __init__(self, message: str, hint: str = "", exit_code: int = EXIT_INTERRUPTED, kept: bool = True) -> None:
         super().__init__(message, hint)
         self.exit_code = exit_code
+        self.kept = kept
 
-    def __reduce__(self) -> tuple[type[StoppedError], tuple[str, str, int]]:  # type: ignore[override]
+    def __reduce__(self) -> tuple[type[StoppedError], tuple[str, str, int, bool]]:  # type: ignore[override]
         """Travel between processes with the exit code."""
-        return type(self), (self.message, self.hint, self.exit_code)
+        return type(self), (self.message, self.hint, self.exit_code, self.kept)
 
 
 class GateError(TwinError):

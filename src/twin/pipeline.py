@@ -91,6 +91,19 @@ def _system_tokens(rows: Rows, count: Callable[[str], int]) -> int:
     return tokens
 
 
+def _checkpoint(paths: RunPaths, job_facts: dict[str, Any], go_on: bool, reporter: Reporter) -> Path | None:
+    """Return what a run goes on from by itself, and say so; say too that checkpoints are deleted, where they are."""
+    if go_on and (found := runs.matching_checkpoint(paths, job_facts)):
+        reporter.say(f"Training goes on from {found}")
+        return found
+    if runs.has_checkpoints(paths):
+        which = "are of other rows or settings, or not whole"
+        if not go_on and runs.newest_checkpoint(paths.checkpoints):
+            which = "--resume-from auto would go on from"
+        reporter.say(f"Training begins anew and deletes the checkpoints in {paths.checkpoints}, which {which}")
+    return None
+
+
 def train(
     settings: Settings,
     reporter: Reporter,
@@ -132,8 +145,6 @@ def train(
     if rows.left_out:
         reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
     checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)
-    if checkpoint is None and not go_on and runs.has_checkpoints(paths):
-        reporter.say(f"Training begins anew and deletes {paths.checkpoints}; --resume-from auto would go on from there")
     base = basemodel.resolve(plan.model, reporter)
     with (
         reporter.task("Loading the training libraries"),
@@ -174,8 +185,8 @@ def train(
         **basemodel.state(plan.model),
     }
     with files.exclusive(paths.root), files.scratch_dir(paths.root) as scratch:
-        if checkpoint is None and go_on and (checkpoint := runs.matching_checkpoint(paths, job_facts)):
-            reporter.say(f"Training goes on from {checkpoint}")
+        if checkpoint is None:
+            checkpoint = _checkpoint(paths, job_facts, go_on, reporter)
         begun = runs.bind_checkpoints(paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan.device)))
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, held_out.samples if held_out else (), paths.checkpoints,

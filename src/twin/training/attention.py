@@ -119,7 +119,7 @@ def prefix_tree_attention(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     *,
-    prefix_tree: Tree,
+    prefix_tree: Tree | None = None,
     scaling: float | None = None,
     sliding_window: int | None = None,
     softcap: float | None = None,
@@ -148,6 +148,8 @@ def prefix_tree_attention(
     Raises:
         NotImplementedError: a model with sinks or a bias.
     """
+    if prefix_tree is None:
+        raise NotImplementedError("attention that is not told of the tree")
     if s_aux is not None or position_bias is not None:
         raise NotImplementedError("attention with sinks or a bias by position")
     heads, groups = query.shape[1], key.shape[1]

@@ -23,7 +23,7 @@ import transformers
 from safetensors import SafetensorError
 
 from twin import files
-from twin.errors import GateError, MachineError, StepError, UsageError
+from twin.errors import GateError, MachineError, StepError, TwinError, UsageError
 from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
@@ -216,6 +216,7 @@ class _Log(transformers.TrainerCallback):
         self.tokens = [sum(piece.work.whole for piece in step) for step in steps]
         self.computed = [sum(piece.work.computed for piece in step) for step in steps]
         self.lines: list[metrics.Line] = []
+        self.behind = False  # the file lacks lines
         self.done_steps, self.done_seconds, self.done_computed = 0, 0.0, 0  # of this process
         self.begun = time.perf_counter()
 
@@ -258,8 +259,19 @@ class _Log(transformers.TrainerCallback):
         self._write(state)
 
     def _write(self, state: Any) -> None:
-        if state.is_world_process_zero:
-            metrics.append(self.file, self.lines[-1])
+        """Add the last line; a disk that is full for a while costs nothing, for all lines are in memory."""
+        if not state.is_world_process_zero:
+            return
+        try:
+            if self.behind:
+                files.write_text(self.file, metrics.dumps(self.lines))
+            else:
+                metrics.append(self.file, self.lines[-1])
+            self.behind = False
+        except TwinError as error:
+            if not self.behind:
+                self.reporter.say(f"{error.message} Training goes on, and writes it once there is room.")
+            self.behind = True
 
 
 def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:
@@ -319,7 +331,7 @@ def held_out(
         for start in range(0, len(samples), _EVAL_BATCH):
             group = list(samples[start : start + _EVAL_BATCH])
             for work, numbers in execution.cut(group):
-                losses = execution.losses(model, work, dtype).double().cpu().numpy()
+                losses = execution.losses(model, work, dtype).cpu().double().numpy()
                 for number, pairs in zip(numbers, work.of_sample, strict=True):
                     one = group[number]
                     scores[start + number] = Scored(one.id, one.conversation_id, float(losses[pairs].sum()), len(pairs))
@@ -390,6 +402,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
     with reporter.task("Loading the base model"):
         base = load_model(job.base, device, dtype)
         chosen = execution.choose(base, job.train, dtype)
+        base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
         model = add_lora(base, plan)
     if isinstance(chosen, execution.LengthGrouped):
         reporter.say(f"Nothing is shared between samples: {chosen.why}")
@@ -408,7 +421,9 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         )
     told = trackers.told(job.report_to, RunPaths(job.checkpoints.parent))
     with reporter.task("Training", len(steps)) as task, told:
-        reporter.measured(Figures(val_loss=_mean(before) if before else None))
+        of = {one.id for one in drawn}  # what is shown next is of these
+        shown = [score for score in before if score.id in of] or before
+        reporter.measured(Figures(val_loss=_mean(shown) if shown else None))
         earlier = job.checkpoint.parent / METRICS if job.checkpoint else None
         log = _Log(task, reporter, steps, job.checkpoints / METRICS, earlier)
         trainer = _trainer(
@@ -448,7 +463,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         train_loss=statistics.fmean(entry["loss"] or 0.0 for entry in lines),
         before=tuple(before),
         after=tuple(after),
-        tokens=round(sum(len(sample.input_ids) for sample in job.train) * plan.epochs * done / len(steps)),
+        tokens=sum(work.whole for work in works),
         unique_tokens=sum(work.computed for work in works),
         supervised_tokens=sum(int(work.weights.sum()) for work in works),
         seconds=seconds,
@@ -519,6 +534,12 @@ def _why_best(trainer: CheckpointTrainer, replies: int, held_out_replies: int) -
     )
 
 
+def _one_step(items: Sequence[Sequence[Piece]]) -> dict[str, Sequence[Piece]]:
+    """Return the only step of a batch."""
+    (pieces,) = items
+    return {"pieces": pieces}
+
+
 def _trainer(
     model: Any,
     steps: Sequence[Sequence[Piece]],
@@ -554,12 +575,14 @@ def _trainer(
         report_to=list(job.report_to),
         run_name=job.checkpoints.parent.name,
         project=trackers.PROJECT,
+        hub_private_repo=True,  # a Space of Trackio's
         disable_tqdm=True,
         use_cpu=job.begun.device == "cpu",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
         seed=plan.seed,
     )
+    arguments._n_gpu = 1  # else transformers would put a step for each GPU into one batch
     trainer = StepTrainer(
         say=say,
         measure=measure,
@@ -567,7 +590,7 @@ def _trainer(
         args=arguments,
         train_dataset=steps,
         eval_dataset=[] if every else None,  # what is measured is ``measure``'s affair
-        data_collator=lambda items: {"pieces": items[0]},
+        data_collator=_one_step,
         optimizers=(optimizer, transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(steps))),
         callbacks=[log, *([transformers.EarlyStoppingCallback(plan.early_stopping_patience)] if every else [])],
     )

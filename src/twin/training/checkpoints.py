@@ -14,7 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,9 @@ class Stop(transformers.TrainerCallback):
         now = time.monotonic()
         if self.signal is None:
             self.signal, self._heard = number, now
-            with suppress(RuntimeError):  # it came in the middle of a line that was being written
-                self.say("Training ends after this step, with a checkpoint. Ctrl-C once more ends it at once.")
+            # Not from here: the line in hand may hold the lock of what is drawn, and would never get on.
+            said = "Training ends after this step, with a checkpoint. Ctrl-C once more ends it at once."
+            threading.Thread(target=self.say, args=(said,), daemon=True).start()
         elif number == signal.SIGINT and now - self._heard > _ONE_PRESS_SECONDS:
             raise KeyboardInterrupt
 
@@ -195,7 +196,8 @@ class CheckpointTrainer(transformers.Trainer):
         kept = "is kept" if whole == done else f"could not be kept: {_last(whole)}"
         code = EXIT_TERMINATED if self.stop.signal == signal.SIGTERM else EXIT_INTERRUPTED
         again = "Go on with --resume-from auto." if whole else "Free some space and train again."
-        return StoppedError(f"Training stopped after step {done} of {self.state.max_steps}, which {kept}.", again, code)
+        said = f"Training stopped after step {done} of {self.state.max_steps}, which {kept}."
+        return StoppedError(said, again, code, kept=whole is not None)
 
     def kept_step(self) -> int | None:
         """Return the step of the newest whole checkpoint."""

@@ -24,6 +24,7 @@ from twin.training.prefix_tree import Pack, pack_within
 # Of a piece, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into pieces.
 TOKEN_BUDGET = 896
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
+_TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
 _PROBED = 48  # tokens of each of two samples, put together anew
 # The mean difference of a token's loss, in nats; a model that saw siblings or a wrong place differs by tenths.
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
@@ -144,7 +145,8 @@ def foresee(folder: Path) -> Execution:
 def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Execution:
     """Return how to compute ``samples`` with a loaded model, which is made ready for it.
 
-    Where its code allows a tree, parts of two samples are computed both ways, and the losses must agree.
+    Where its code allows a tree, parts of two samples are computed both ways, and the losses must agree; so must those
+    of a sample that is longer than the model's sliding window, where there is one.
 
     Args:
         model: the base model, with its own attention.
@@ -152,23 +154,30 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
         dtype: of the model's weights.
     """
     if reason := why_no_tree(model.config):
+        if getattr(model.config, "attn_logit_softcapping", None):
+            model.set_attn_implementation(_TRUTH)
         return LengthGrouped(reason)
     tree, one_by_one = PrefixTree(""), LengthGrouped("")
     probe = _probe(samples[0].input_ids[:_PROBED], samples[-1].input_ids[-_PROBED:])
-    own = model.config._attn_implementation
+    window = getattr(model.config, "sliding_window", None)
+    longest = max((sample.input_ids for sample in samples), key=len)
+    if window and len(longest) > window:  # whether each layer keeps to it shows in nothing shorter
+        probe.append(Sample("long", "", "chat", longest[: window + _PROBED], 1))
     model.eval()
+    model.set_attn_implementation(_TRUTH)
     with torch.no_grad():
         ours = _of_each(one_by_one, model, probe, dtype)
         attention.register()
         model.set_attn_implementation(attention.NAME)
         try:
             theirs = _of_each(tree, model, probe, dtype)
-        except NotImplementedError as error:
-            model.set_attn_implementation(own)
-            return LengthGrouped(f"'{model.config.model_type}' has {error}")
-    difference = float(np.abs(ours - theirs).mean())
+        except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+            model.set_attn_implementation(_TRUTH)
+            return LengthGrouped(f"'{model.config.model_type}' has no tree: {str(error).strip().partition(chr(10))[0]}")
+    parts = np.cumsum([sample.supervised for sample in probe])[:-1]
+    difference = max(float(np.abs(part).mean()) for part in np.split(ours - theirs, parts))  # of the worst sample
     if not difference <= _SAME[dtype]:
-        model.set_attn_implementation(own)
+        model.set_attn_implementation(_TRUTH)
         return LengthGrouped(f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)")
     return PrefixTree(f"a probe gave the losses of the model's own attention (to {difference:.1g} nats a token)")
 
@@ -185,6 +194,6 @@ def _of_each(execution: Execution, model: Any, samples: Sequence[Sample], dtype:
     """Return the losses of all samples' tokens, one sample after the other."""
     found: dict[int, np.ndarray] = {}
     for work, numbers in execution.cut(samples):
-        losses = execution.losses(model, work, dtype).double().cpu().numpy()
+        losses = execution.losses(model, work, dtype).cpu().double().numpy()
         found |= {number: losses[pairs] for number, pairs in zip(numbers, work.of_sample, strict=True)}
     return np.concatenate([found[number] for number in range(len(samples))])

@@ -6,6 +6,7 @@ lines of steps that came after its last checkpoint: going on from the checkpoint
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,9 @@ def append(path: Path, entry: Line) -> None:
     with file_errors(path, "write"):
         handle = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0), 0o600)
         try:
-            os.write(handle, dumps([entry]).encode())
+            whole = dumps([entry]).encode()
+            if os.write(handle, whole) < len(whole):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         finally:
             os.close(handle)
 

@@ -49,7 +49,7 @@ agree, and only under terms that the base model's license ({license}) allows.
 |---|---|
 | Base model | `{base}` |
 | Rows | {rows_train} to learn from, {rows_val} held out |
-| Optimizer steps | {steps}, {batch_size} replies each |
+| Optimizer steps | {steps}, {batch_size} replies each; the adapter is of step {best_step} |
 | LoRA | rank {lora_r}, alpha {lora_alpha}, on {targets} |
 | Held-out loss (nats a token) | {val_loss_base} before, {val_loss} after |
 | Chat template | family `{family}`, in `chat_template.jinja` |
@@ -133,7 +133,7 @@ def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], seconds: 
         "execution": chosen.name,
         "execution_reason": chosen.why,
         "steps": len(steps),
-        "tokens": round(sum(len(sample.input_ids) for sample in samples) * plan.epochs),
+        "tokens": sum(piece.work.whole for step in steps for piece in step),
         "unique_tokens": sum(piece.work.computed for step in steps for piece in step),
         "supervised_tokens": sum(int(piece.work.weights.sum()) for step in steps for piece in step),
         "seconds": round(seconds, 3),
@@ -155,6 +155,7 @@ def explained(
     """
     told = account(samples, backend_hf.plan_passes(samples, plan), execution.TOKEN_BUDGET)
     chosen = execution.foresee(folder)
+    alone = isinstance(chosen, execution.LengthGrouped)
     device = backend_hf.choose_device(plan.device)
     dtype, dtype_reason = backend_hf.choose_dtype(device)
     saved = told.shared_system + told.shared_history
@@ -167,7 +168,7 @@ def explained(
         "systems": [asdict(one) for one in systems(rows, samples, count)],
         "execution": {
             "name": chosen.name,
-            "reason": chosen.why if isinstance(chosen, execution.LengthGrouped) else shared,
+            "reason": f"{chosen.why}; all above is what a tree would compute, and is not" if alone else shared,
             "device": device,
             "device_reason": "asked for" if plan.device != "auto" else "the first of cuda, mps and cpu that is here",
             "dtype": str(dtype).removeprefix("torch."),
@@ -207,11 +208,18 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
         "packs": outcome.packs,
         "largest_pack": outcome.largest_pack,
         "optimizer": outcome.optimizer,
-        "tokens_per_second": round(outcome.tokens * outcome.done_steps / outcome.steps / outcome.seconds, 1),
+        "tokens_per_second": _tokens_per_second(outcome),
         "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
         "peak_gpu_bytes": outcome.peak_gpu_bytes,
     }
+
+
+def _tokens_per_second(outcome: Trained) -> float | None:
+    """Return the speed of the steps that this process did; None where it did none."""
+    if not outcome.done_steps:
+        return None
+    return round(outcome.tokens * outcome.done_steps / outcome.steps / outcome.seconds, 1)
 
 
 def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str, Any], outcome: Trained) -> None:
@@ -235,23 +243,44 @@ def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str,
     measured = facts["result"]
     steps = [int(entry["step"] or 0) for entry in outcome.logs]
     losses = [entry["loss"] or 0.0 for entry in outcome.logs]
-    write_loss_plot(paths, steps, losses, measured["val_loss_base"], measured["val_loss"])
+    held_out = [
+        (int(entry["step"] or 0), float(entry["val_loss"] or 0.0)) for entry in outcome.logs if "val_loss" in entry
+    ]
+    whole = (measured["val_loss_base"], measured["val_loss"])
+    write_loss_plot(paths, steps, losses, whole, measured["best_step"], held_out)
     write_card(paths, facts)
     write_json(paths.record, {**facts, "files": adapter_digests(paths)})
     shutil.rmtree(paths.checkpoints, ignore_errors=True)  # all is written: they have done their work
 
 
 def write_loss_plot(
-    paths: RunPaths, steps: Sequence[int], losses: Sequence[float], before: float | None, after: float | None
+    paths: RunPaths,
+    steps: Sequence[int],
+    losses: Sequence[float],
+    held_out: tuple[float | None, float | None],
+    best_step: int,
+    measured: Sequence[tuple[int, float]] = (),
 ) -> None:
-    """Draw training loss (nats a token) over optimizer steps, with held-out loss at both ends."""
+    """Draw training loss (nats a token) over optimizer steps, and the held-out loss.
+
+    Args:
+        paths: of the run.
+        steps: optimizer steps.
+        losses: of each step.
+        held_out: loss of all held-out replies before training and of the adapter.
+        best_step: the step that the adapter is of.
+        measured: steps in between, and the loss of some held-out replies there.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, losses, label="training", linewidth=1)
+    before, after = held_out
     if before is not None and after is not None and steps:
-        axes.plot([0, steps[-1]], [before, after], "o--", label="held out")
+        axes.plot([0, best_step], [before, after], "o--", label="held out, before and the adapter")
+    if measured:
+        axes.plot(*zip(*measured, strict=True), "x:", label="held out, some replies")
     axes.set_xlabel("optimizer step")
     axes.set_ylabel("loss, nats a token")
     axes.legend()
@@ -276,6 +305,7 @@ def write_card(paths: RunPaths, facts: Mapping[str, Any]) -> None:
         rows_train=data["train"]["rows"],
         rows_val=data["val"]["rows"] if data["val"] else 0,
         steps=measured["steps"],
+        best_step=measured["best_step"],
         batch_size=plan["batch_size"],
         lora_r=plan["lora_r"],
         lora_alpha=plan["lora_alpha"],

@@ -3,8 +3,8 @@
 transformers' callbacks speak to them: a step's loss, learning rate and gradient norm, the settings, the base model's
 shape and the run's name. No row and no weight is among that; what Weights & Biases would send of weights, console, code
 and git is turned off, whatever the environment says. TensorBoard and Weights & Biases write into the run's folder.
-Trackio stays on this machine unless ``TRACKIO_SPACE_ID`` names a Space; Weights & Biases sends, with the machine's name
-and its list of packages, to where it is logged in.
+Trackio stays on this machine unless ``TRACKIO_SPACE_ID`` names a Space, a private one; Weights & Biases sends to where
+it is logged in. The settings hold the folder of the checkpoints.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from twin.runs import RunPaths
 PROJECT = "twin"
 _OFF = {
     "WANDB_LOG_MODEL": "false", "WANDB_WATCH": "false", "WANDB_CONSOLE": "off", "WANDB_DISABLE_CODE": "true",
-    "WANDB_DISABLE_GIT": "true",
+    "WANDB_DISABLE_GIT": "true", "WANDB_X_DISABLE_META": "true",
 }  # fmt: skip
 
 

@@ -55,8 +55,7 @@ def command(
         list[str] | None,
         typer.Option(
             help="Also tell tensorboard, trackio or wandb of each step; may be repeated. wandb, and trackio where "
-            "TRACKIO_SPACE_ID is set, send loss, settings and the run's name elsewhere (wandb also this machine's name "
-            "and its packages), never rows or weights. "
+            "TRACKIO_SPACE_ID is set, send loss, settings and the run's folder elsewhere, never rows or weights. "
             "Example: twin train --report-to tensorboard"
         ),
     ] = None,
@@ -119,7 +118,8 @@ def command(
         f"{result['steps']} steps, {result['seconds']:.0f} s, peak memory {result['peak_rss_bytes'] / 1e9:.1f} GB"
     )
     if not json:
-        lines += plots.loss(done.logs, result["val_loss_base"], result["val_loss"], shutil.get_terminal_size().columns)
+        ends = (result["val_loss_base"], result["val_loss"])
+        lines += plots.loss(done.logs, *ends, result["best_step"], shutil.get_terminal_size().columns)
     out.result(done.as_json(), lines)
     out.hint(f"twin gguf {done.paths.root} -q q4_k_m")
 
