@@ -107,3 +107,14 @@ def test_what_goes_on_with_a_stopped_training(
         assert json.loads(said.out) == {"error": sentence, "hint": f"Go on: {again}", "exit_code": 143}
     else:
         assert said.err == f"Interrupted: {sentence}\nHint: Go on: {again}\n"
+
+
+def test_nothing_goes_on_where_nothing_was_kept(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*_: object, **__: object) -> None:
+        raise StoppedError("Training stopped.", "Free some space and train again.", kept=False)
+
+    monkeypatch.setattr("twin.cli.app.app", stopped)
+    assert main(["train"]) == 130
+    assert capfd.readouterr().err == "Interrupted: Training stopped.\nHint: Free some space and train again.\n"

@@ -17,7 +17,7 @@ from twin.errors import GateError
 from twin.presets import load_preset, plan_training
 from twin.progress import Silent
 from twin.settings import TrainSettings
-from twin.training import backend_hf
+from twin.training import backend_hf, execution
 from twin.training.samples import Sample
 
 SAMPLES = [
@@ -128,6 +128,37 @@ def test_figures_and_lines_come_as_it_goes_and_no_step_stands_twice(base, plan, 
     assert len(again.held[0]) == 11
     assert again.figures[-1].seconds_left == 0
     assert done.done_steps == 10
+
+
+def test_lines_wait_while_the_file_cannot_be_written_and_it_is_said_once(tmp_path):
+    file, said = tmp_path / "run/metrics.jsonl", []
+    reporter = SimpleNamespace(say=said.append, measured=lambda figures: None)
+    task = SimpleNamespace(advance=lambda amount: None)
+    steps = [execution.PrefixTree("").cut(SAMPLES[:3])] * 4
+    log = backend_hf._Log(task, reporter, steps, file, None)
+    arguments, control = SimpleNamespace(device=torch.device("cpu")), SimpleNamespace(should_evaluate=False)
+    state = SimpleNamespace(global_step=0, log_history=[], is_world_process_zero=True)
+    file.parent.mkdir()
+    log.on_train_begin(arguments, state, control)
+    file.unlink()
+    file.parent.rmdir()
+    file.parent.touch()  # no folder any more
+    for step in (1, 2, 3, 4):
+        if step == 3:
+            file.parent.unlink()
+        state.global_step = step
+        log.on_step_begin(arguments, state, control)
+        log.on_log(arguments, state, control, logs={"loss": 2.0, "learning_rate": 0.1, "grad_norm": 1.0})
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2, 3, 4]
+    assert len(said) == 1
+    assert said[0].endswith("Training goes on, and writes it once there is room.")
+
+
+def test_a_batch_is_one_step():
+    """What transformers would make of two GPUs: half of the steps would be lost without a word."""
+    assert backend_hf._one_step([["a"]]) == {"pieces": ["a"]}
+    with pytest.raises(ValueError, match="too many values"):
+        backend_hf._one_step([["a"], ["b"]])
 
 
 @pytest.mark.slow
