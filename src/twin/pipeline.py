@@ -146,10 +146,8 @@ def train(
         reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
     checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)
     base = basemodel.resolve(plan.model, reporter)
-    with (
-        reporter.task("Loading the training libraries"),
-        stdout_to_stderr(),
-    ):  # transformers prints where W&B is offline
+    # transformers prints at its import where W&B is offline.
+    with reporter.task("Loading the training libraries"), stdout_to_stderr():
         from twin.evaluate.likelihood import compare
         from twin.training import backend_hf, record
         from twin.training.samples import build_samples

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
 from twin.training import execution, metrics, trackers
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
-from twin.training.execution import Execution, Piece
+from twin.training.execution import Execution, Piece, losses_of_each
 from twin.training.optimizer import MasterAdamW
 from twin.training.prefix_tree import batches
 
@@ -234,8 +235,8 @@ class _Log(transformers.TrainerCallback):
             return
         seconds = time.perf_counter() - self.begun
         place = state.global_step - 1
-        gpu = _peak_gpu_bytes(args.device.type)
-        entry = metrics.line(state.global_step, logs, seconds, self.tokens[place], peak_rss_bytes(), gpu)
+        rss, gpu = peak_rss_bytes(), _peak_gpu_bytes(args.device.type)
+        entry = metrics.line(state.global_step, logs, seconds, self.tokens[place], rss, gpu)
         self.lines.append(entry)
         if not control.should_evaluate:  # else the line waits for the held-out loss
             self._write(state)
@@ -247,7 +248,7 @@ class _Log(transformers.TrainerCallback):
                 loss=entry["loss"],
                 tokens_per_second=entry["tokens_per_second"],
                 seconds_left=self.done_seconds / self.done_computed * sum(self.computed[place + 1 :]),
-                peak_rss_bytes=peak_rss_bytes(),
+                peak_rss_bytes=rss,
                 peak_gpu_bytes=gpu,
             )
         )
@@ -318,25 +319,23 @@ def plan_passes(samples: Sequence[Sample], plan: TrainPlan) -> list[list[list[Sa
 
 def plan_steps(samples: Sequence[Sample], plan: TrainPlan, execution: Execution) -> list[list[Piece]]:
     """Return the pieces of each optimizer step."""
-    return [execution.cut(batch) for one in plan_passes(samples, plan) for batch in one]
+    return [execution.cut(batch) for batch in chain.from_iterable(plan_passes(samples, plan))]
 
 
 def held_out(
     model: Any, samples: Sequence[Sample], execution: Execution, dtype: torch.dtype, tick: Callable[[int], None]
 ) -> list[Scored]:
     """Return the negative log-likelihood of each sample's reply and end token."""
-    scores: dict[int, Scored] = {}
+    scores: list[Scored] = []
     model.eval()
     with torch.no_grad():
         for start in range(0, len(samples), _EVAL_BATCH):
-            group = list(samples[start : start + _EVAL_BATCH])
-            for work, numbers in execution.cut(group):
-                losses = execution.losses(model, work, dtype).cpu().double().numpy()
-                for number, pairs in zip(numbers, work.of_sample, strict=True):
-                    one = group[number]
-                    scores[start + number] = Scored(one.id, one.conversation_id, float(losses[pairs].sum()), len(pairs))
+            group = samples[start : start + _EVAL_BATCH]
+            each = losses_of_each(execution, model, group, dtype)
+            for one, losses in zip(group, each, strict=True):
+                scores.append(Scored(one.id, one.conversation_id, float(losses.sum()), len(losses)))
             tick(len(group))
-    return [scores[number] for number in range(len(samples))]
+    return scores
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,8 +505,7 @@ def _broken(model: Any, rows: Sequence[Sample], execution: Execution, dtype: tor
 
 def _why_no_number(error: NotFiniteError, trainer: StepTrainer, job: Job) -> StepError:
     """Return what to say of a step whose loss or gradient is no number: its rows, and which weights are kept."""
-    steps = [batch for one in plan_passes(job.train, job.plan) for batch in one]
-    rows = steps[trainer.state.global_step]
+    rows = list(chain.from_iterable(plan_passes(job.train, job.plan)))[trainer.state.global_step]
     broken = _broken(trainer.model, rows, trainer.execution, trainer.model_dtype)
     kept = trainer.kept_step()
     weights = f"The weights of step {kept} are in {job.checkpoints / f'checkpoint-{kept}'}. " if kept else ""

@@ -27,7 +27,7 @@ _TREE_LAYERS = {"full_attention", "sliding_attention"}
 _TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
 _PROBED = 48  # tokens of each of two samples, put together anew
 # The mean difference of a token's loss, in nats; a model that saw siblings or a wrong place differs by tenths.
-_SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.03}
+_SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class Piece(NamedTuple):
@@ -157,7 +157,6 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
         if getattr(model.config, "attn_logit_softcapping", None):
             model.set_attn_implementation(_TRUTH)
         return LengthGrouped(reason)
-    tree, one_by_one = PrefixTree(""), LengthGrouped("")
     probe = _probe(samples[0].input_ids[:_PROBED], samples[-1].input_ids[-_PROBED:])
     window = getattr(model.config, "sliding_window", None)
     longest = max((sample.input_ids for sample in samples), key=len)
@@ -166,20 +165,21 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
     model.eval()
     model.set_attn_implementation(_TRUTH)
     with torch.no_grad():
-        ours = _of_each(one_by_one, model, probe, dtype)
+        ours = losses_of_each(LengthGrouped(""), model, probe, dtype)
         attention.register()
         model.set_attn_implementation(attention.NAME)
         try:
-            theirs = _of_each(tree, model, probe, dtype)
+            theirs = losses_of_each(PrefixTree(""), model, probe, dtype)
         except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-            model.set_attn_implementation(_TRUTH)
-            return LengthGrouped(f"'{model.config.model_type}' has no tree: {str(error).strip().partition(chr(10))[0]}")
-    parts = np.cumsum([sample.supervised for sample in probe])[:-1]
-    difference = max(float(np.abs(part).mean()) for part in np.split(ours - theirs, parts))  # of the worst sample
-    if not difference <= _SAME[dtype]:
-        model.set_attn_implementation(_TRUTH)
-        return LengthGrouped(f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)")
-    return PrefixTree(f"a probe gave the losses of the model's own attention (to {difference:.1g} nats a token)")
+            reason = f"'{model.config.model_type}' has no tree: {str(error).strip().partition(chr(10))[0]}"
+        else:  # of the worst sample
+            difference = max(float(np.abs(one - other).mean()) for one, other in zip(ours, theirs, strict=True))
+            if difference <= _SAME[dtype]:
+                same = f"a probe gave the losses of the model's own attention (to {difference:.1g} nats a token)"
+                return PrefixTree(same)
+            reason = f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)"
+    model.set_attn_implementation(_TRUTH)
+    return LengthGrouped(reason)
 
 
 def _probe(ids: tuple[int, ...], other: tuple[int, ...]) -> list[Sample]:
@@ -190,10 +190,10 @@ def _probe(ids: tuple[int, ...], other: tuple[int, ...]) -> list[Sample]:
     return [Sample(str(number), "", "chat", path, 1) for number, path in enumerate(paths) if len(path) > 1]
 
 
-def _of_each(execution: Execution, model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> np.ndarray:
-    """Return the losses of all samples' tokens, one sample after the other."""
+def losses_of_each(execution: Execution, model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> list[np.ndarray]:
+    """Return of each sample the negative log-likelihoods of its supervised tokens, in nats."""
     found: dict[int, np.ndarray] = {}
     for work, numbers in execution.cut(samples):
         losses = execution.losses(model, work, dtype).cpu().double().numpy()
         found |= {number: losses[pairs] for number, pairs in zip(numbers, work.of_sample, strict=True)}
-    return np.concatenate([found[number] for number in range(len(samples))])
+    return [found[number] for number in range(len(samples))]
