@@ -11,6 +11,8 @@ from tests.training.test_prefix_tree import sample_lists
 from twin.training import attention, execution, flex
 from twin.training.prefix_tree import pack
 
+WIDE = {"hidden_size": 64, "head_dim": 16}  # its kernels take no narrower heads
+
 
 def dense(rule, size):
     return create_mask(rule, None, None, size, size, device="cpu")[0, 0]
@@ -57,7 +59,7 @@ def test_the_losses_of_every_family_are_those_of_the_blocks(name):
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", sorted(TREES))
 def test_on_a_gpu_loss_and_gradient_of_every_family_are_those_of_the_samples_one_by_one(name, cuda):
-    model = random_model(name, **TREES[name]).to("cuda")
+    model = random_model(name, **TREES[name] | WIDE).to("cuda")
     model.set_attn_implementation("eager")
     plain = one_by_one(model, SAMPLES)
     chosen = execution.choose(model, SAMPLES, torch.float32)
@@ -75,7 +77,7 @@ def test_on_a_gpu_without_flexattention_the_blocks_are_taken(cuda, monkeypatch):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(flex, "flex_attention_forward", broken)
-    model = random_model("Llama").to("cuda")
+    model = random_model("Llama", **WIDE).to("cuda")
     plain = one_by_one(model, SAMPLES)
     chosen = execution.choose(model, SAMPLES, torch.float32)
     assert chosen.attends is attention

@@ -154,10 +154,24 @@ def test_packs_are_even():
 
 
 @given(sample_lists(), st.integers(1, 30))
+def test_a_pack_of_several_samples_keeps_to_the_budget(samples, budget):
+    for one in pack_within(sorted(samples, key=lambda own: own.input_ids), budget):
+        alike = len({own.input_ids[:-1] for own in samples}) == 1
+        assert one.computed <= budget or len(one.of_sample) == 1 or alike
+
+
+def test_last_tokens_are_not_counted():
+    """Each is a target and never read."""
+    samples = [sample(1, 2, 3, other, prompt=2) for other in (4, 5)]
+    assert [one.computed for one in pack_within(samples, 3)] == [3]
+
+
+@given(sample_lists(), st.integers(1, 30))
 def test_even_packs_are_no_more_packs(samples, budget):
     ordered = sorted(samples, key=lambda own: own.input_ids)
-    lengths = [len(own.input_ids) for own in ordered]
-    shared = [0, *(common(one.input_ids, other.input_ids) for one, other in pairwise(ordered))]
+    read = [own.input_ids[:-1] for own in ordered]
+    lengths = [len(ids) for ids in read]
+    shared = [0, *(common(one, other) for one, other in pairwise(read))]
     assert len(pack_within(ordered, budget)) == len(_cut(lengths, shared, budget))
 
 

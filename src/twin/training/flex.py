@@ -20,6 +20,8 @@ from transformers.integrations.flex_attention import flex_attention_forward
 from twin.training.prefix_tree import Pack, subtree_ends
 
 NAME = "prefix_tree_flex"
+# Below 128 queries another kernel is taken, made for generation, that does not compile for grouped heads (PyTorch 2.11).
+_NAMED = {"dropout": 0.0, "kernel_options": {"FORCE_USE_FLEX_ATTENTION": True}}
 
 
 @dataclass(slots=True)
@@ -107,8 +109,8 @@ def flex_tree_attention(
         raise NotImplementedError("attention that is not told of the tree")
     if s_aux is not None or position_bias is not None:
         raise NotImplementedError("attention with sinks or a bias by position")
-    named["dropout"] = 0.0
-    output, _ = flex_attention_forward(module, query, key, value, prefix_tree.mask(sliding_window), **named)
+    mask = prefix_tree.mask(sliding_window)
+    output, _ = flex_attention_forward(module, query, key, value, mask, **named | _NAMED)
     return output, None
 
 

@@ -137,8 +137,9 @@ def pack_within(samples: Sequence[Sample], token_budget: int) -> list[Pack]:
     """
     if not samples:
         return []
-    lengths = [len(sample.input_ids) for sample in samples]
-    shared = [0, *(common(one.input_ids, other.input_ids) for one, other in pairwise(samples))]
+    read = [sample.input_ids[:-1] for sample in samples]
+    lengths = [len(ids) for ids in read]
+    shared = [0, *(common(one, other) for one, other in pairwise(read))]
     cuts = _cut(lengths, shared, token_budget)
     low, high = 1, token_budget  # the least budget that gives as few packs
     while low < high:
