@@ -7,7 +7,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from tests.training.test_attention import assert_same, one_by_one
 from tests.training.test_execution import SAMPLES, TREES, computed, random_model
-from tests.training.test_prefix_tree import sample_lists
+from tests.training.test_prefix_tree import sample, sample_lists
 from twin.training import attention, execution, flex
 from twin.training.prefix_tree import pack
 
@@ -72,11 +72,25 @@ def test_on_a_gpu_loss_and_gradient_of_every_family_are_those_of_the_samples_one
 
 
 @pytest.mark.gpu
+def test_on_a_gpu_packs_of_many_lengths_are_compiled_a_few_times(cuda):
+    """Past a limit PyTorch goes on uncompiled without a word: many times as slow, and all scores in memory."""
+    model = random_model("Llama", **WIDE).to("cuda")
+    tree = execution.choose(model, SAMPLES, torch.float32)
+    torch._dynamo.utils.counters.clear()
+    for number in range(40, 400, 9):
+        long = sample(*(3 + place % 90 for place in range(number)), 2, prompt=4)
+        computed(tree, model, [*SAMPLES, long])
+        with torch.no_grad():
+            tree.losses(model, pack([*SAMPLES, long]), torch.float32)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 6
+
+
+@pytest.mark.gpu
 def test_on_a_gpu_without_flexattention_the_blocks_are_taken(cuda, monkeypatch):
     def broken(*given, **named):
         raise RuntimeError("no compiler")
 
-    monkeypatch.setattr(flex, "flex_attention_forward", broken)
+    monkeypatch.setattr(flex, "_compiled", lambda: broken)
     model = random_model("Llama", **WIDE).to("cuda")
     plain = one_by_one(model, SAMPLES)
     chosen = execution.choose(model, SAMPLES, torch.float32)

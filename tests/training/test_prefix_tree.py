@@ -195,3 +195,15 @@ def test_conversations_stay_together_and_the_seed_shuffles_them():
 def test_a_long_conversation_is_cut_into_batches(length):
     samples = [sample(1, 2, name=str(number)) for number in range(length)]
     assert sorted(len(batch) for batch in batches(samples, 4, 0))[-1] <= 7
+
+
+@given(sample_lists(), st.integers(0, 60))
+def test_a_filled_pack_is_the_pack_and_tokens_that_nobody_sees(samples, tokens):
+    one = pack(samples)
+    filled = one.filled(tokens)
+    assert filled.computed == max(tokens, one.computed)
+    seen = filled.mask()
+    assert (seen[: one.computed, : one.computed] == one.mask()).all()
+    assert seen[: one.computed, one.computed :].sum() == 0
+    assert seen[one.computed :].sum() == filled.computed - one.computed
+    assert filled.predictors is one.predictors

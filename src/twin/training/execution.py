@@ -70,6 +70,7 @@ class TreeAttention(Protocol):
     """A module that computes attention over a tree; ``attention`` and ``flex`` are."""
 
     NAME: str
+    LEAST_TOKENS: int
     prepared: Any
     register: Any
 
@@ -105,6 +106,7 @@ class PrefixTree:
     def losses(self, model: torch.nn.Module, work: Pack, dtype: torch.dtype) -> torch.Tensor:
         """Return [P]; the model's attention is that of ``attends``."""
         device = next(model.parameters()).device
+        work = work.filled(self.attends.LEAST_TOKENS)
         predictors, inverse = np.unique(work.predictors, return_inverse=True)
         output = model(
             input_ids=_on(device, work.input_ids)[None],

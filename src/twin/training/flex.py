@@ -9,19 +9,23 @@ Imported late: torch and transformers are at the top.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import torch
-from torch.nn.attention.flex_attention import BlockMask, create_block_mask
+from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
 from transformers import AttentionInterface, AttentionMaskInterface
-from transformers.integrations.flex_attention import flex_attention_forward
 
 from twin.training.prefix_tree import Pack, subtree_ends
 
 NAME = "prefix_tree_flex"
-# Below 128 queries another kernel is taken, made for generation, that does not compile for grouped heads (PyTorch 2.11).
-_NAMED = {"dropout": 0.0, "kernel_options": {"FORCE_USE_FLEX_ATTENTION": True}}
+# A pack is filled up to more than a block of 128, for a mask of a single block would be compiled by itself.
+LEAST_TOKENS = 129
+# Below 128 queries a kernel for generation is taken, that does not compile for grouped heads (PyTorch 2.11).
+_OPTIONS = {"FORCE_USE_FLEX_ATTENTION": True}
+_MOST_VERSIONS = 64  # compiled ones; past PyTorch's own 8 it would go on uncompiled, many times as slow
 
 
 @dataclass(slots=True)
@@ -55,14 +59,29 @@ class Spans:
     def rule(self, window: int | None) -> Any:
         """Return the function that says whether a query may look at a key, as FlexAttention calls it."""
         ends, depths = self.ends, self.depths
+        back = None if window is None else torch.tensor(window, device=ends.device)  # a number would be compiled in
 
         def seen(batch: Any, head: Any, query: Any, key: Any) -> Any:
             return (key <= query) & (query < ends[key])
 
         def near(batch: Any, head: Any, query: Any, key: Any) -> Any:
-            return (key <= query) & (query < ends[key]) & (depths[query] - depths[key] < window)
+            return (key <= query) & (query < ends[key]) & (depths[query] - depths[key] < back)
 
         return seen if window is None else near
+
+
+@cache
+def _compiled() -> Callable[..., torch.Tensor]:
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, _MOST_VERSIONS)
+    return torch.compile(flex_attention, dynamic=True)  # type: ignore[no-any-return]
+
+
+@cache
+def _capped(softcap: float) -> Callable[..., torch.Tensor]:
+    def cap(score: torch.Tensor, batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
+        return softcap * torch.tanh(score / softcap)
+
+    return cap
 
 
 def prepared(pack: Pack, dtype: torch.dtype, device: torch.device | str = "cuda") -> Spans:
@@ -80,10 +99,12 @@ def flex_tree_attention(
     attention_mask: torch.Tensor | None,
     *,
     prefix_tree: Spans | None = None,
+    scaling: float | None = None,
     sliding_window: int | None = None,
+    softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
     position_bias: torch.Tensor | None = None,
-    **named: Any,
+    **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend along the tree. Attention dropout is not done: a shared token would be dropped for all samples at once.
 
@@ -94,10 +115,11 @@ def flex_tree_attention(
         value: as ``key``.
         attention_mask: unused, None.
         prefix_tree: the pack, from ``prepared``.
+        scaling: factor of the scores.
         sliding_window: how many tokens back this layer looks, itself included.
+        softcap: scores become ``softcap * tanh(scores / softcap)``.
         s_aux: attention sinks, which are not computed.
         position_bias: summands by distance, which are not computed.
-        named: ``scaling`` and ``softcap``, as transformers has them.
 
     Returns:
         [1, T, heads, head_dim] and None for the weights.
@@ -109,9 +131,18 @@ def flex_tree_attention(
         raise NotImplementedError("attention that is not told of the tree")
     if s_aux is not None or position_bias is not None:
         raise NotImplementedError("attention with sinks or a bias by position")
-    mask = prefix_tree.mask(sliding_window)
-    output, _ = flex_attention_forward(module, query, key, value, mask, **named | _NAMED)
-    return output, None
+    attend = _compiled() if query.device.type == "cuda" else flex_attention
+    output = attend(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _capped(softcap),
+        block_mask=prefix_tree.mask(sliding_window),
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        kernel_options=_OPTIONS,
+    )
+    return output.transpose(1, 2).contiguous(), None
 
 
 def register() -> None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -55,6 +55,21 @@ class Pack:
     def computed(self) -> int:
         """How many tokens are computed."""
         return len(self.input_ids)
+
+    def filled(self, tokens: int) -> Pack:
+        """Return the pack with so many tokens at least: what is added is alone, and nothing is learned of it."""
+        more = max(0, tokens - len(self.input_ids))
+        none, roots = np.zeros(more, np.int64), np.full(more, -1)
+        return (
+            replace(
+                self,
+                input_ids=np.concatenate([self.input_ids, none]),
+                position_ids=np.concatenate([self.position_ids, none]),
+                parents=np.concatenate([self.parents, roots]),
+            )
+            if more
+            else self
+        )
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """Return [T, T], true where the row's token may look: itself and its ancestors."""
