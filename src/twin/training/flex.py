@@ -77,9 +77,11 @@ def _compiled() -> Callable[..., torch.Tensor]:
 
 
 @cache
-def _capped(softcap: float) -> Callable[..., torch.Tensor]:
+def _capped(softcap: float, device: torch.device) -> Callable[..., torch.Tensor]:
+    most = torch.tensor(softcap, device=device)  # PyTorch 2.11 does not compile it as a number
+
     def cap(score: torch.Tensor, batch: Any, head: Any, query: Any, key: Any) -> torch.Tensor:
-        return softcap * torch.tanh(score / softcap)
+        return most * torch.tanh(score / most)
 
     return cap
 
@@ -136,7 +138,7 @@ def flex_tree_attention(
         query,
         key,
         value,
-        score_mod=None if softcap is None else _capped(softcap),
+        score_mod=None if softcap is None else _capped(softcap, query.device),
         block_mask=prefix_tree.mask(sliding_window),
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
