@@ -92,7 +92,7 @@ class TrainSettings(Section):
         le=1000,
         description="end after so many measurements (up to 4 an epoch) without a lower held-out loss; 0: never",
     )
-    backend: Literal["auto", "hf"] = Field("auto", description="training backend")
+    backend: Literal["auto", "hf", "unsloth"] = Field("auto", description="training backend")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the adapter's start and of the rows' order")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field([], description="trackers told of each step")

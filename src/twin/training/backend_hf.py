@@ -13,7 +13,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,8 @@ from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import execution, metrics, trackers
+from twin.training import backends, execution, metrics, trackers
+from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece, losses_of_each
 from twin.training.optimizer import MasterAdamW
@@ -52,12 +53,20 @@ class Begun:
         dtype: of the base model's weights: ``bfloat16`` or ``float32``.
         why: the reason for the dtype.
         threads: of PyTorch, which decide in what order a CPU adds up.
+        four_bit: the base model's weights are kept in 4 bits.
+        checkpointing: each layer is computed again in the backward pass.
+        backend: that loads the model; see ``backends``.
+        backend_why: the reason for it.
     """
 
     device: str
     dtype: str
     why: str
     threads: int
+    four_bit: bool = False
+    checkpointing: bool = False
+    backend: str = "hf"
+    backend_why: str = "asked for"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -65,18 +74,20 @@ class Begun:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-def begin(device: str) -> Begun:
+def begin(device: str, backend: Chosen = PLAIN) -> Begun:
     """Choose what a run is begun with.
 
     Args:
         device: as it was asked for, ``auto`` included.
+        backend: that loads the model.
 
     Raises:
         MachineError: a device that was asked for and is not there.
     """
     found = choose_device(device)
     dtype, why = choose_dtype(found)
-    return Begun(found, str(dtype).removeprefix("torch."), why, torch.get_num_threads())
+    known = (found, str(dtype).removeprefix("torch."), why, torch.get_num_threads())
+    return Begun(*known, four_bit=backend.name == UNSLOTH, backend=backend.name, backend_why=backend.why)
 
 
 def begun_with(facts: Mapping[str, Any]) -> Begun:
@@ -86,13 +97,13 @@ def begun_with(facts: Mapping[str, Any]) -> Begun:
         UsageError: somebody changed it.
         MachineError: its device is not here.
     """
-    known = {name: type(facts.get(name)) for name in Begun.__slots__}
-    if known != {"device": str, "dtype": str, "why": str, "threads": int} or not (
-        facts["dtype"] in ("bfloat16", "float32") and 0 < facts["threads"] <= 4096
+    known = {one.name: one.type for one in fields(Begun)}
+    if {name: type(value).__name__ for name, value in facts.items()} != known or not (
+        facts["dtype"] in ("bfloat16", "float32") and 0 < facts["threads"] <= 4096 and facts["backend"] in (HF, UNSLOTH)
     ):
         raise UsageError("The checkpoint's job.json says oddly what the run was begun with.", "Train again: twin train")
     choose_device(facts["device"])
-    return Begun(**{name: facts[name] for name in known})
+    return Begun(**facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,11 +294,11 @@ def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:
     return model.to(device)
 
 
-def add_lora(model: Any, plan: TrainPlan) -> Any:
-    """Return ``model`` with fresh LoRA weights on every target module.
+def check_targets(model: Any, plan: TrainPlan) -> None:
+    """Refuse target modules that the loaded model does not have: LoRA would leave them out without a word.
 
     Raises:
-        GateError: a target module that the loaded model does not have.
+        GateError: with their names.
     """
     present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     missing = sorted(set(plan.target_modules) - present)
@@ -296,6 +307,15 @@ def add_lora(model: Any, plan: TrainPlan) -> Any:
             f"The base model has no module {', '.join(missing)}.",
             "Mend target_modules in a preset of your own: twin presets copy " + plan.preset,
         )
+
+
+def add_lora(model: Any, plan: TrainPlan) -> Any:
+    """Return ``model`` with fresh LoRA weights on every target module.
+
+    Raises:
+        GateError: see ``check_targets``.
+    """
+    check_targets(model, plan)
     torch.manual_seed(plan.seed)
     config = peft.LoraConfig(
         r=plan.lora_r,
@@ -367,6 +387,19 @@ class Job:
     report_to: tuple[str, ...] = ()
 
 
+def load(job: Job) -> tuple[Any, Execution]:
+    """Return a job's base model with fresh LoRA weights, and how samples are computed with it.
+
+    Raises:
+        GateError: see ``check_targets``.
+    """
+    dtype = job.begun.torch_dtype
+    base = load_model(job.base, job.begun.device, dtype)
+    chosen = execution.choose(base, job.train, dtype)
+    base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
+    return add_lora(base, job.plan), chosen
+
+
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -399,10 +432,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
     job.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
     device, dtype = job.begun.device, job.begun.torch_dtype
     with reporter.task("Loading the base model"):
-        base = load_model(job.base, device, dtype)
-        chosen = execution.choose(base, job.train, dtype)
-        base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
-        model = add_lora(base, plan)
+        model, chosen = backends.loader(job.begun.backend)(job)
     if isinstance(chosen, execution.LengthGrouped):
         reporter.say(f"Nothing is shared between samples: {chosen.why}")
     _need_disk(job, model)

@@ -71,6 +71,15 @@ def ancestors(parents: Ints) -> npt.NDArray[np.bool_]:
     return seen
 
 
+def subtree_ends(parents: Ints) -> Ints:
+    """Return [T], the end of each node's subtree: depth first, its nodes stand side by side behind it."""
+    ends = np.arange(1, len(parents) + 1)
+    for index in range(len(parents) - 1, -1, -1):  # children stand behind their parent
+        if parents[index] >= 0:
+            ends[parents[index]] = max(ends[parents[index]], ends[index])
+    return ends
+
+
 @dataclass(slots=True)
 class _Node:
     token: int
