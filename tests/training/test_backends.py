@@ -55,6 +55,7 @@ def test_unsloth_that_can_t_be_had_is_refused_when_it_was_asked_for(facts, error
     assert hint in caught.value.hint
 
 
+@pytest.mark.slow  # three processes that import transformers
 def test_a_model_s_tree_is_asked_after_in_another_process(tmp_path):
     import transformers
 

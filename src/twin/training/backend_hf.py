@@ -12,7 +12,7 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from itertools import chain
 from pathlib import Path
@@ -448,8 +448,10 @@ def _train(job: Job, reporter: Reporter) -> Trained:
             f"The base model's own loss is no number for the held-out {rows}.",
             "Its weights may be broken: fetch them again, or use another base model.",
         )
+    # What Unsloth puts into the Trainer prints, as trackers do.
+    printing = trackers.stdout_to_stderr() if job.begun.backend == UNSLOTH else nullcontext()
     told = trackers.told(job.report_to, RunPaths(job.checkpoints.parent))
-    with reporter.task("Training", len(steps)) as task, told:
+    with reporter.task("Training", len(steps)) as task, told, printing:
         of = {one.id for one in drawn}  # what is shown next is of these
         shown = [score for score in before if score.id in of] or before
         reporter.measured(Figures(val_loss=_mean(shown) if shown else None))

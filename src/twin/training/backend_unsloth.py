@@ -256,23 +256,16 @@ def _why_not(
         if not off <= execution._SAME[dtype]:
             return f"its losses are off by {off:.2g} nats a token"
         model.train()
-        trained = [weight for weight in model.parameters() if weight.requires_grad]
-        for work, _ in way.cut(probe):
-            gradients = torch.autograd.grad(way.losses(model, work, dtype).sum(), trained, allow_unused=True)
-            if not all(bool(one.isfinite().all()) for one in gradients if one is not None):
-                return "its gradient is no number"
+        for work, _ in way.cut(probe):  # into ``grad``: layers that are computed again take no ``autograd.grad``
+            way.losses(model, work, dtype).sum().backward()
+        gradients = [weight.grad for weight in model.parameters() if weight.grad is not None]
+        if not gradients or not all(bool(one.isfinite().all()) for one in gradients):
+            return "its gradient is no number"
     except torch.OutOfMemoryError:
         raise
-    except (
-        AssertionError,
-        AttributeError,
-        ImportError,
-        NotImplementedError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
+    except _FAILS as error:
         return str(error).strip().partition("\n")[0] or type(error).__name__
     finally:
+        model.zero_grad(set_to_none=True)
         model.eval()
     return None
