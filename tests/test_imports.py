@@ -11,7 +11,7 @@ import pytest
 import twin
 
 ROOT = Path(twin.__file__).parent
-HEAVY = {"torch", "transformers", "peft", "trl", "datasets", "llama_cpp", "sklearn", "fastapi"}
+HEAVY = {"torch", "transformers", "peft", "unsloth", "trl", "datasets", "llama_cpp", "sklearn", "fastapi"}
 BOTTOM = {
     "basemodel",
     "dropped",
@@ -48,6 +48,7 @@ LATE = {
     "twin.llama",
     "twin.training.attention",
     "twin.training.backend_hf",
+    "twin.training.backend_unsloth",
     "twin.training.execution",
     "twin.training.hardware",
     "twin.training.checkpoints",

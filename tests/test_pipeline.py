@@ -572,7 +572,7 @@ def test_a_run_that_was_stopped_goes_on_and_one_of_other_rows_begins_again(proje
             pipeline.run("tiny", [], seeded, StopAt(12))
         with pytest.MonkeyPatch.context() as patch:  # what it was begun with is not chosen again
 
-            def begin(device):
+            def begin(*chosen):
                 raise AssertionError
 
             patch.setattr("twin.training.backend_hf.begin", begin)

@@ -45,11 +45,12 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
     Raises:
         MachineError, GateError, UsageError: the first thing that is missing or wrong.
     """
-    from twin.training import trackers
+    from twin.training import backends, trackers
 
     preset = load_preset(settings.train.preset)
     prove.preset_family(preset, plan)
     need("train", "torch", "transformers", "peft", "accelerate")
+    backends.choose_backend(backends.facts_of(plan))
     trackers.need(settings.train.report_to)
     parameters = preset.parameters_billions * 1e9
     files.need_disk(where, int(parameters * 0.05 + 50e6), "Training")
@@ -134,6 +135,7 @@ def train(
     """
     from twin import basemodel
     from twin.dataset import rows as dataset_rows
+    from twin.training import backends
     from twin.training.trackers import stdout_to_stderr
 
     started = time.perf_counter()
@@ -146,8 +148,9 @@ def train(
         reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
     checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)
     base = basemodel.resolve(plan.model, reporter)
-    # transformers prints at its import where W&B is offline.
+    # transformers prints at its import where W&B is offline, and Unsloth always.
     with reporter.task("Loading the training libraries"), stdout_to_stderr():
+        backend = backends.ready(plan, base.folder, trains=not (dry_run or explain))  # Unsloth has to be first
         from twin.evaluate.likelihood import compare
         from twin.training import backend_hf, record
         from twin.training.samples import build_samples
@@ -172,7 +175,7 @@ def train(
     facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
     facts |= {"mask": proved, "provenance": rows.provenance, "report_to": list(settings.train.report_to)}
     if dry_run or explain:
-        facts["result"] = record.foreseen(plan, base.folder, built.samples, time.perf_counter() - started)
+        facts["result"] = record.foreseen(plan, base.folder, built.samples, time.perf_counter() - started, backend)
         if explain:
             facts["result"]["explain"] = record.explained(plan, base.folder, rows.train, built.samples, count)
         return TrainedRun(paths, facts, mask=shown)
@@ -186,7 +189,7 @@ def train(
         if checkpoint is None:
             checkpoint = _checkpoint(paths, job_facts, go_on, reporter)
         begun = runs.bind_checkpoints(
-            paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan, base.folder, built.samples))
+            paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan, base.folder, built.samples, backend))
         )
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, held_out.samples if held_out else (), paths.checkpoints,

@@ -92,7 +92,7 @@ class TrainSettings(Section):
         le=1000,
         description="end after so many measurements (up to 4 an epoch) without a lower held-out loss; 0: never",
     )
-    backend: Literal["auto", "hf"] = Field("auto", description="training backend")
+    backend: Literal["auto", "hf", "unsloth"] = Field("auto", description="training backend")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
     four_bit: bool | None = Field(
         None, description="keep the base model's weights in 4 bits (default: where a GPU is too small for 16)"

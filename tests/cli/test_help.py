@@ -54,7 +54,7 @@ CONTRACT = {
     "presets copy": {"--dry-run"},
 }  # fmt: skip
 LATER = {
-    "eval", "list", "remove", "init", "doctor", "--lora", "unsloth",
+    "eval", "list", "remove", "init", "doctor", "--lora",
 }  # fmt: skip
 
 
@@ -120,7 +120,6 @@ def test_help_has_the_options_of_the_contract_and_none_of_later(command):
     shown = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", boxes))
     assert shown >= CONTRACT[command] | EVERYWHERE
     assert not shown & LATER
-    assert "unsloth" not in text
 
 
 def test_top_help_names_no_later_command():

@@ -12,8 +12,8 @@ import os
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, fields, replace
 from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
@@ -30,7 +30,8 @@ from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import execution, memory, metrics, trackers
+from twin.training import backends, execution, memory, metrics, trackers
+from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece, losses_of_each
 from twin.training.optimizer import MasterAdamW
@@ -58,6 +59,8 @@ class Begun:
         checkpointing: each layer is computed again in the backward pass.
         predicted_gpu_bytes: the most memory that it takes; 0: not foreseen.
         memory_why: the reason for these.
+        backend: that loads the model; see ``backends``.
+        backend_why: the reason for it.
     """
 
     device: str
@@ -69,6 +72,8 @@ class Begun:
     checkpointing: bool = False
     predicted_gpu_bytes: int = 0
     memory_why: str = ""
+    backend: str = HF
+    backend_why: str = "asked for"
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -76,13 +81,14 @@ class Begun:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-def begin(plan: TrainPlan, folder: Path, samples: Sequence[Sample]) -> Begun:
+def begin(plan: TrainPlan, folder: Path, samples: Sequence[Sample], backend: Chosen = PLAIN) -> Begun:
     """Choose what a run is begun with.
 
     Args:
         plan: every setting.
         folder: the base model's checkpoint, of which the configuration is read.
         samples: what is trained.
+        backend: that loads the model.
 
     Raises:
         MachineError: a device that was asked for and is not there; a GPU that is too small.
@@ -90,13 +96,21 @@ def begin(plan: TrainPlan, folder: Path, samples: Sequence[Sample]) -> Begun:
     """
     device = choose_device(plan.device)
     dtype, why = choose_dtype(device)
-    known = (device, str(dtype).removeprefix("torch."), why, torch.get_num_threads())
+    known = Begun(
+        device, str(dtype).removeprefix("torch."), why, torch.get_num_threads(), backend=backend.name,
+        backend_why=backend.why,
+    )  # fmt: skip
     if device != "cuda":
         if plan.four_bit:
             raise UsageError(f"4-bit weights need a CUDA GPU, and this is trained on {device}.", "Leave them out.")
-        return Begun(*known)
+        return known
+    if backend.name == UNSLOTH and plan.four_bit is None:  # what it is made for
+        plan = plan.model_copy(update={"four_bit": True})
     fit = foresee_memory(plan, folder, samples, torch.cuda.mem_get_info()[0])
-    return Begun(*known, fit.token_budget, fit.four_bit, fit.checkpointing, fit.predicted_bytes, fit.why)
+    return replace(
+        known, token_budget=fit.token_budget, four_bit=fit.four_bit, checkpointing=fit.checkpointing,
+        predicted_gpu_bytes=fit.predicted_bytes, memory_why=fit.why,
+    )  # fmt: skip
 
 
 def foresee_memory(plan: TrainPlan, folder: Path, samples: Sequence[Sample], free_bytes: int) -> memory.Fit:
@@ -130,7 +144,10 @@ def begun_with(facts: Mapping[str, Any]) -> Begun:
     """
     known = {one.name: one.type for one in fields(Begun)}
     if {name: type(value).__name__ for name, value in facts.items()} != known or not (
-        facts["dtype"] in ("bfloat16", "float32") and 0 < facts["threads"] <= 4096 and facts["token_budget"] > 0
+        facts["dtype"] in ("bfloat16", "float32")
+        and 0 < facts["threads"] <= 4096
+        and facts["token_budget"] > 0
+        and facts["backend"] in (HF, UNSLOTH)
     ):
         raise UsageError("The checkpoint's job.json says oddly what the run was begun with.", "Train again: twin train")
     choose_device(facts["device"])
@@ -400,11 +417,11 @@ def compute_again(model: Any) -> None:
     model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
-def add_lora(model: Any, plan: TrainPlan) -> Any:
-    """Return ``model`` with fresh LoRA weights on every target module.
+def check_targets(model: Any, plan: TrainPlan) -> None:
+    """Refuse target modules that the loaded model does not have: LoRA would leave them out without a word.
 
     Raises:
-        GateError: a target module that the loaded model does not have.
+        GateError: with their names.
     """
     present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     missing = sorted(set(plan.target_modules) - present)
@@ -413,6 +430,15 @@ def add_lora(model: Any, plan: TrainPlan) -> Any:
             f"The base model has no module {', '.join(missing)}.",
             "Mend target_modules in a preset of your own: twin presets copy " + plan.preset,
         )
+
+
+def add_lora(model: Any, plan: TrainPlan) -> Any:
+    """Return ``model`` with fresh LoRA weights on every target module.
+
+    Raises:
+        GateError: see ``check_targets``.
+    """
+    check_targets(model, plan)
     torch.manual_seed(plan.seed)
     config = peft.LoraConfig(
         r=plan.lora_r,
@@ -488,6 +514,22 @@ class Job:
     report_to: tuple[str, ...] = ()
 
 
+def load(job: Job) -> tuple[Any, Execution]:
+    """Return a job's base model with fresh LoRA weights, and how samples are computed with it.
+
+    Raises:
+        GateError: see ``check_targets``.
+    """
+    begun = job.begun
+    base = load_model(job.base, begun.device, begun.torch_dtype, begun.four_bit)
+    chosen = execution.choose(base, job.train, begun.torch_dtype, begun.token_budget)
+    base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
+    model = add_lora(base, job.plan)
+    if begun.checkpointing:
+        compute_again(model)
+    return model, chosen
+
+
 @contextmanager
 def _threads(number: int) -> Iterator[None]:
     before = torch.get_num_threads()
@@ -520,12 +562,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
     job.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
     device, dtype = job.begun.device, job.begun.torch_dtype
     with reporter.task("Loading the base model"):
-        base = load_model(job.base, device, dtype, job.begun.four_bit)
-        chosen = execution.choose(base, job.train, dtype, job.begun.token_budget)
-        base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
-        model = add_lora(base, plan)
-        if job.begun.checkpointing:
-            compute_again(model)
+        model, chosen = backends.loader(job.begun.backend)(job)
     if isinstance(chosen, execution.LengthGrouped):
         reporter.say(f"Nothing is shared between samples: {chosen.why}")
     _need_disk(job, model)
@@ -541,8 +578,10 @@ def _train(job: Job, reporter: Reporter) -> Trained:
             f"The base model's own loss is no number for the held-out {rows}.",
             "Its weights may be broken: fetch them again, or use another base model.",
         )
+    # What Unsloth puts into the Trainer prints, as trackers do.
+    printing = trackers.stdout_to_stderr() if job.begun.backend == UNSLOTH else nullcontext()
     told = trackers.told(job.report_to, RunPaths(job.checkpoints.parent))
-    with reporter.task("Training", len(steps)) as task, told:
+    with reporter.task("Training", len(steps)) as task, told, printing:
         of = {one.id for one in drawn}  # what is shown next is of these
         shown = [score for score in before if score.id in of] or before
         reporter.measured(Figures(val_loss=_mean(shown) if shown else None))

@@ -25,12 +25,13 @@ from twin.runs import RunPaths, adapter_digests
 from twin.templates import Family
 from twin.training import backend_hf, execution, hardware, metrics
 from twin.training.backend_hf import Trained
+from twin.training.backends import Chosen
 from twin.training.explain import account, systems
 from twin.training.samples import Samples
 
 _VERSIONS = (
-    "torch", "transformers", "peft", "accelerate", "tokenizers", "safetensors", "numpy", "jinja2", "llama-cpp-python",
-    "gguf",
+    "torch", "transformers", "peft", "accelerate", "unsloth", "unsloth_zoo", "bitsandbytes", "tokenizers",
+    "safetensors", "numpy", "jinja2", "llama-cpp-python", "gguf",
 )  # fmt: skip
 
 _CARD = """---
@@ -116,7 +117,9 @@ def describe(
     }
 
 
-def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], seconds: float) -> dict[str, Any]:
+def foreseen(
+    plan: TrainPlan, folder: Path, samples: Sequence[Sample], seconds: float, backend: Chosen
+) -> dict[str, Any]:
     """Return what a dry run knows: device, optimizer steps, tokens with and without what they share.
 
     Args:
@@ -124,11 +127,13 @@ def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], seconds: 
         folder: the base model's checkpoint, of which the configuration is read.
         samples: what is learned.
         seconds: so far.
+        backend: that would train.
     """
     chosen = execution.foresee(folder)
     steps = backend_hf.plan_steps(samples, plan, chosen)
     return {
-        "backend": "hf",
+        "backend": backend.name,
+        "backend_reason": backend.why,
         "device": backend_hf.choose_device(plan.device),
         "execution": chosen.name,
         "execution_reason": chosen.why,
@@ -186,7 +191,8 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
         seconds: of the whole step.
     """
     return {
-        "backend": "hf",
+        "backend": outcome.begun.backend,
+        "backend_reason": outcome.begun.backend_why,
         "device": outcome.begun.device,
         "dtype": outcome.begun.dtype,
         "dtype_reason": outcome.begun.why,

@@ -48,7 +48,7 @@ def command(
     max_length: options.MaxLength = None,
     early_stopping_patience: options.Patience = None,
     resume_from: Annotated[str | None, typer.Option(help="A checkpoint folder, or auto for the newest.")] = None,
-    backend: Annotated[str | None, typer.Option(help="auto or hf.")] = None,
+    backend: Annotated[str | None, typer.Option(help="auto, hf or unsloth.")] = None,
     device: options.Device = None,
     four_bit: Annotated[
         bool | None,
