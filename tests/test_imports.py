@@ -50,6 +50,7 @@ LATE = {
     "twin.training.backend_hf",
     "twin.training.execution",
     "twin.training.hardware",
+    "twin.training.lora_products",
     "twin.training.checkpoints",
     "twin.app.server",
     "twin.training.optimizer",

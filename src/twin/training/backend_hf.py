@@ -29,7 +29,7 @@ from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import execution, metrics, trackers
+from twin.training import execution, lora_products, metrics, trackers
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece, losses_of_each
 from twin.training.optimizer import MasterAdamW
@@ -304,7 +304,9 @@ def add_lora(model: Any, plan: TrainPlan) -> Any:
         target_modules=list(plan.target_modules),
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    lora_products.install(adapted)
+    return adapted
 
 
 def plan_passes(samples: Sequence[Sample], plan: TrainPlan) -> list[list[list[Sample]]]:
