@@ -30,7 +30,7 @@ from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import backends, execution, memory, metrics, trackers
+from twin.training import backends, execution, lora_products, memory, metrics, trackers
 from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece, losses_of_each
@@ -447,11 +447,12 @@ def add_lora(model: Any, plan: TrainPlan) -> Any:
         target_modules=list(plan.target_modules),
         task_type="CAUSAL_LM",
     )
-    made = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-    for weight in made.parameters():
+    adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    for weight in adapted.parameters():
         if weight.requires_grad:  # on weights of 4 bits PEFT makes them in float32, and converts at each call
             weight.data = weight.data.to(model.dtype)
-    return made
+    lora_products.install(adapted)
+    return adapted
 
 
 def plan_passes(samples: Sequence[Sample], plan: TrainPlan) -> list[list[list[Sample]]]:
