@@ -211,7 +211,7 @@ def arguments(setup: Setup, packing: bool, checkpointing: bool, scratch: Path) -
     return {
         "output_dir": str(scratch), "num_train_epochs": 1, "gradient_accumulation_steps": 1,
         "per_device_train_batch_size": 1 if packing else STEP_ROWS,
-        "max_length": longest if packing else plan.max_length, "packing": packing, "padding_free": not packing,
+        "max_length": longest if packing else None, "packing": packing, "padding_free": not packing,
         "train_sampling_strategy": "sequential", "learning_rate": plan.learning_rate, "lr_scheduler_type": "cosine",
         "weight_decay": 0.0, "max_grad_norm": 1.0, "optim": "adamw_torch", "logging_steps": 1,
         "logging_strategy": "steps", "save_strategy": "no", "report_to": [], "disable_tqdm": True, "bf16": True,
@@ -229,7 +229,7 @@ def unsloth(setup: Setup, four_bit: bool, packing: bool, checkpointing: bool, sc
     given = arguments(setup, packing, checkpointing, scratch)
     again: Any = "unsloth" if checkpointing else False
     model, _ = FastLanguageModel.from_pretrained(
-        model_name=str(setup.folder.absolute()), max_seq_length=given["max_length"], dtype=None, load_in_4bit=four_bit,
+        model_name=str(setup.folder.absolute()), max_seq_length=plan.max_length, dtype=None, load_in_4bit=four_bit,
         use_gradient_checkpointing=again, use_exact_model_name=True, local_files_only=True,
     )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
