@@ -76,6 +76,15 @@ def isolated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
+def cuda() -> None:
+    """Skip, aloud, where PyTorch finds no CUDA device."""
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("PyTorch finds no CUDA device")
+
+
+@pytest.fixture(scope="session")
 def sample_brain() -> Path:
     """The folder of the invented person that twin ships."""
     import twin

@@ -189,7 +189,7 @@ def train(
         if checkpoint is None:
             checkpoint = _checkpoint(paths, job_facts, go_on, reporter)
         begun = runs.bind_checkpoints(
-            paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan.device, backend))
+            paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan, base.folder, built.samples, backend))
         )
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, held_out.samples if held_out else (), paths.checkpoints,

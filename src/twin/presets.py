@@ -120,6 +120,7 @@ class TrainPlan(BaseModel):
     device: str
     seed: int
     early_stopping_patience: int
+    four_bit: bool | None
 
 
 def plan_training(settings: TrainSettings, preset: Preset) -> TrainPlan:
@@ -155,4 +156,5 @@ def plan_training(settings: TrainSettings, preset: Preset) -> TrainPlan:
         device=settings.device,
         seed=settings.seed,
         early_stopping_patience=settings.early_stopping_patience,
+        four_bit=settings.four_bit,
     )

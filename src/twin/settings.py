@@ -94,6 +94,9 @@ class TrainSettings(Section):
     )
     backend: Literal["auto", "hf", "unsloth"] = Field("auto", description="training backend")
     device: Literal["auto", "cpu", "cuda", "mps"] = Field("auto", description="where to train")
+    four_bit: bool | None = Field(
+        None, description="keep the base model's weights in 4 bits (default: where a GPU is too small for 16)"
+    )
     seed: int = Field(0, ge=0, lt=2**31, description="seed of the adapter's start and of the rows' order")
     report_to: list[Literal["tensorboard", "trackio", "wandb"]] = Field([], description="trackers told of each step")
 

@@ -48,7 +48,7 @@ def one_by_one(model, samples):
     model.zero_grad()
     total = torch.zeros(())
     for own in samples:
-        ids = torch.tensor([own.input_ids])
+        ids = torch.tensor([own.input_ids], device=model.device)
         logits = model(input_ids=ids, use_cache=False).logits[0, own.prompt_length - 1 : -1]
         total = total + torch.nn.functional.cross_entropy(logits, ids[0, own.prompt_length :], reduction="sum")
     loss = total / sum(own.supervised for own in samples)

@@ -13,7 +13,7 @@ import torch
 import transformers
 
 from twin import runs
-from twin.errors import GateError
+from twin.errors import GateError, MachineError, UsageError
 from twin.presets import load_preset, plan_training
 from twin.progress import Silent
 from twin.settings import TrainSettings
@@ -75,7 +75,7 @@ class _Stopping:
 def train(base, plan, folder, resume=None, reporter=None, val=SAMPLES[:6], begun=None):
     folder.mkdir(exist_ok=True)
     checkpoint = runs.find_checkpoint(resume, runs.RunPaths(folder))
-    begun = begun or backend_hf.begin("cpu")
+    begun = begun or backend_hf.begin(plan, base, SAMPLES)
     job = backend_hf.Job(base, "owner/model", plan, SAMPLES[6:], val, folder / "checkpoints", folder, begun, checkpoint)
     return backend_hf.train(job, reporter or Silent())
 
@@ -156,9 +156,84 @@ def test_lines_wait_while_the_file_cannot_be_written_and_it_is_said_once(tmp_pat
 
 def test_a_batch_is_one_step():
     """What transformers would make of two GPUs: half of the steps would be lost without a word."""
-    assert backend_hf._one_step([["a"]]) == {"pieces": ["a"]}
+    assert backend_hf._one_step([7]) == {"step": 7}
     with pytest.raises(ValueError, match="too many values"):
-        backend_hf._one_step([["a"], ["b"]])
+        backend_hf._one_step([7, 8])
+
+
+class SmallGpu(execution.PrefixTree):
+    """A tree on a GPU that holds so many tokens at once, or with each layer computed again any number."""
+
+    MOST, again = 13, False
+
+    def losses(self, model, work, dtype):
+        if work.computed > self.MOST and not (self.again and model.is_gradient_checkpointing):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return super().losses(model, work, dtype)
+
+
+def small_gpu(monkeypatch, most, again=False):
+    """Let each execution that is chosen be one on a small GPU; ``replace`` keeps its class."""
+    kind = type("Small", (SmallGpu,), {"MOST": most, "again": again})
+    original = execution.choose
+
+    def choose(*given):
+        found = original(*given)
+        return kind(found.why, found.token_budget, found.attends)
+
+    monkeypatch.setattr(execution, "choose", choose)
+
+
+class Told(Silent):
+    def __init__(self):
+        self.said = []
+
+    def say(self, line):
+        self.said.append(line)
+
+
+def test_a_step_that_memory_does_not_hold_is_cut_in_halves_and_the_weights_are_the_same(
+    base, plan, tmp_path, monkeypatch
+):
+    whole = train(base, plan, tmp_path / "whole", val=())
+    assert whole.largest_pack > 13
+    small_gpu(monkeypatch, 13)
+    told = Told()
+    cut = train(base, plan, tmp_path / "cut", val=(), reporter=told)
+    assert cut.largest_pack <= 13
+    assert cut.packs > whole.packs
+    assert cut.token_budget < whole.token_budget
+    assert not cut.checkpointing
+    assert all(
+        re.fullmatch(r"The GPU's memory is full: packs of at most \d+ tokens from here on\.", s) for s in told.said
+    )
+    assert told.said
+    same, other = weights(tmp_path / "whole"), weights(tmp_path / "cut")
+    assert all(torch.allclose(same[name], other[name], atol=2e-5) for name in same)
+
+
+def test_a_sample_that_memory_does_not_hold_is_computed_again_layer_by_layer(base, plan, tmp_path, monkeypatch):
+    whole = train(base, plan, tmp_path / "whole", val=())
+    small_gpu(monkeypatch, 8, again=True)
+    told = Told()
+    outcome = train(base, plan, tmp_path / "again", val=(), reporter=told)
+    assert outcome.checkpointing
+    assert "each layer is computed again" in told.said[-1]
+    assert outcome.steps == whole.steps
+    same, other = weights(tmp_path / "whole"), weights(tmp_path / "again")
+    assert all(torch.allclose(same[name], other[name], atol=2e-5) for name in same)
+
+
+def test_a_gpu_that_holds_no_row_is_told_by_the_row(base, plan, tmp_path, monkeypatch):
+    small_gpu(monkeypatch, 3)
+    with pytest.raises(MachineError, match=r"does not hold row 'r\d+' of \d+ tokens") as caught:
+        train(base, plan, tmp_path / "none", val=())
+    assert "--max-length" in caught.value.hint
+
+
+def test_four_bits_are_for_a_gpu(base, plan):
+    with pytest.raises(UsageError, match="trained on cpu"):
+        backend_hf.begin(plan.model_copy(update={"four_bit": True}), base, SAMPLES)
 
 
 @pytest.mark.slow

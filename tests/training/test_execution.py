@@ -1,5 +1,7 @@
 """For every family each way to compute samples gives their loss and gradient one by one, or is not taken."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -67,7 +69,7 @@ def computed(chosen, model, samples):
     loss = torch.zeros(())
     for work, _ in chosen.cut(samples):
         losses = chosen.losses(model, work, torch.float32)
-        loss = loss + (losses * torch.from_numpy(work.weights)).sum() / supervised
+        loss = loss + (losses * torch.from_numpy(work.weights).to(losses.device)).sum() / supervised
     loss.backward()
     return loss.item(), {
         name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
@@ -84,18 +86,18 @@ def one_thread():
 
 
 @pytest.mark.parametrize("name", sorted(TREES))
-def test_loss_and_gradient_of_every_family_are_those_of_the_samples_one_by_one(name, monkeypatch):
+def test_loss_and_gradient_of_every_family_are_those_of_the_samples_one_by_one(name):
     model = random_model(name, **TREES[name])
     chosen = execution.choose(model, SAMPLES, torch.float32)  # as it is loaded: PyTorch's kernels, which know no cap
     assert isinstance(chosen, execution.PrefixTree), chosen.why
     plain = one_by_one(model, SAMPLES)
     model.set_attn_implementation(attention.NAME)
     assert_same(plain, computed(chosen, model, SAMPLES))
-    monkeypatch.setattr(execution, "TOKEN_BUDGET", 20)
-    assert len(chosen.cut(SAMPLES)) > 1
-    assert_same(plain, computed(chosen, model, SAMPLES))
+    smaller = replace(chosen, token_budget=20)
+    assert len(smaller.cut(SAMPLES)) > 1
+    assert_same(plain, computed(smaller, model, SAMPLES))
     model.set_attn_implementation("eager")
-    assert_same(plain, computed(execution.LengthGrouped(""), model, SAMPLES))
+    assert_same(plain, computed(execution.LengthGrouped("", 20), model, SAMPLES))
 
 
 @pytest.mark.parametrize("name", sorted(SINGLE))

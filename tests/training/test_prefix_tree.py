@@ -154,10 +154,24 @@ def test_packs_are_even():
 
 
 @given(sample_lists(), st.integers(1, 30))
+def test_a_pack_of_several_samples_keeps_to_the_budget(samples, budget):
+    for one in pack_within(sorted(samples, key=lambda own: own.input_ids), budget):
+        alike = len({own.input_ids[:-1] for own in samples}) == 1
+        assert one.computed <= budget or len(one.of_sample) == 1 or alike
+
+
+def test_last_tokens_are_not_counted():
+    """Each is a target and never read."""
+    samples = [sample(1, 2, 3, other, prompt=2) for other in (4, 5)]
+    assert [one.computed for one in pack_within(samples, 3)] == [3]
+
+
+@given(sample_lists(), st.integers(1, 30))
 def test_even_packs_are_no_more_packs(samples, budget):
     ordered = sorted(samples, key=lambda own: own.input_ids)
-    lengths = [len(own.input_ids) for own in ordered]
-    shared = [0, *(common(one.input_ids, other.input_ids) for one, other in pairwise(ordered))]
+    read = [own.input_ids[:-1] for own in ordered]
+    lengths = [len(ids) for ids in read]
+    shared = [0, *(common(one, other) for one, other in pairwise(read))]
     assert len(pack_within(ordered, budget)) == len(_cut(lengths, shared, budget))
 
 
@@ -181,3 +195,15 @@ def test_conversations_stay_together_and_the_seed_shuffles_them():
 def test_a_long_conversation_is_cut_into_batches(length):
     samples = [sample(1, 2, name=str(number)) for number in range(length)]
     assert sorted(len(batch) for batch in batches(samples, 4, 0))[-1] <= 7
+
+
+@given(sample_lists(), st.integers(0, 60))
+def test_a_filled_pack_is_the_pack_and_tokens_that_nobody_sees(samples, tokens):
+    one = pack(samples)
+    filled = one.filled(tokens)
+    assert filled.computed == max(tokens, one.computed)
+    seen = filled.mask()
+    assert (seen[: one.computed, : one.computed] == one.mask()).all()
+    assert seen[: one.computed, one.computed :].sum() == 0
+    assert seen[one.computed :].sum() == filled.computed - one.computed
+    assert filled.predictors is one.predictors

@@ -23,6 +23,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from twin.training.prefix_tree import Pack, ancestors
 
 NAME = "prefix_tree"
+LEAST_TOKENS = 0  # of a pack
 
 
 @dataclass(frozen=True, slots=True)

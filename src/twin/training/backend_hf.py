@@ -1,7 +1,7 @@
 """Training with transformers' Trainer and PEFT.
 
-Not obvious: a Trainer "example" here is one whole optimizer step (its pieces), because pieces differ in size and the
-loss is a mean over the step's supervised tokens, whatever piece they lie in. Imported late: torch, transformers and
+Not obvious: a Trainer "example" here is one whole optimizer step, by its number, because its pieces differ in size and
+the loss is a mean over the step's supervised tokens, whatever piece they lie in. Imported late: torch, transformers and
 peft are at the top.
 """
 
@@ -13,7 +13,8 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from importlib.util import find_spec
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import backends, execution, metrics, trackers
+from twin.training import backends, execution, memory, metrics, trackers
 from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece, losses_of_each
@@ -50,11 +51,14 @@ class Begun:
 
     Args:
         device: where it is trained.
-        dtype: of the base model's weights: ``bfloat16`` or ``float32``.
+        dtype: that it is computed in: ``bfloat16`` or ``float32``.
         why: the reason for the dtype.
         threads: of PyTorch, which decide in what order a CPU adds up.
+        token_budget: most tokens of a piece.
         four_bit: the base model's weights are kept in 4 bits.
         checkpointing: each layer is computed again in the backward pass.
+        predicted_gpu_bytes: the most memory that it takes; 0: not foreseen.
+        memory_why: the reason for these.
         backend: that loads the model; see ``backends``.
         backend_why: the reason for it.
     """
@@ -63,9 +67,12 @@ class Begun:
     dtype: str
     why: str
     threads: int
+    token_budget: int = execution.TOKEN_BUDGET
     four_bit: bool = False
     checkpointing: bool = False
-    backend: str = "hf"
+    predicted_gpu_bytes: int = 0
+    memory_why: str = ""
+    backend: str = HF
     backend_why: str = "asked for"
 
     @property
@@ -74,20 +81,51 @@ class Begun:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-def begin(device: str, backend: Chosen = PLAIN) -> Begun:
+def begin(plan: TrainPlan, folder: Path, samples: Sequence[Sample], backend: Chosen = PLAIN) -> Begun:
     """Choose what a run is begun with.
 
     Args:
-        device: as it was asked for, ``auto`` included.
+        plan: every setting.
+        folder: the base model's checkpoint, of which the configuration is read.
+        samples: what is trained.
         backend: that loads the model.
 
     Raises:
-        MachineError: a device that was asked for and is not there.
+        MachineError: a device that was asked for and is not there; a GPU that is too small.
+        UsageError: 4 bits on something else than a CUDA GPU.
     """
-    found = choose_device(device)
-    dtype, why = choose_dtype(found)
-    known = (found, str(dtype).removeprefix("torch."), why, torch.get_num_threads())
-    return Begun(*known, four_bit=backend.name == UNSLOTH, backend=backend.name, backend_why=backend.why)
+    device = choose_device(plan.device)
+    dtype, why = choose_dtype(device)
+    known = (device, str(dtype).removeprefix("torch."), why, torch.get_num_threads())
+    if device != "cuda":
+        if plan.four_bit:
+            raise UsageError(f"4-bit weights need a CUDA GPU, and this is trained on {device}.", "Leave them out.")
+        return Begun(*known, backend=backend.name, backend_why=backend.why)
+    fit = foresee_memory(plan, folder, samples, torch.cuda.mem_get_info()[0])
+    begun = Begun(*known, fit.token_budget, fit.four_bit, fit.checkpointing, fit.predicted_bytes, fit.why)
+    return replace(begun, backend=backend.name, backend_why=backend.why)
+
+
+def foresee_memory(plan: TrainPlan, folder: Path, samples: Sequence[Sample], free_bytes: int) -> memory.Fit:
+    """Return how to train within a GPU's free memory; see ``memory.fit``.
+
+    Raises:
+        MachineError: the GPU is too small.
+    """
+    can_pack = find_spec("bitsandbytes") is not None
+    try:
+        need = memory.need(folder, lambda model: add_lora(model, plan))
+    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
+        why = f"its memory could not be foreseen ({str(error).strip().partition(chr(10))[0]})"
+        return memory.Fit(bool(plan.four_bit), False, execution.TOKEN_BUDGET, 0, why)
+    steps = plan_steps(samples, plan, execution.foresee(folder, memory.MOST_TOKENS))
+    works = [piece.work for step in steps for piece in step]
+    rows = memory.Rows(
+        max(samples, key=lambda one: len(one.input_ids)),
+        max(work.computed for work in works),
+        max(len(work.targets) / work.computed for work in works),
+    )
+    return memory.fit(need, free_bytes, rows, plan.four_bit, can_pack)
 
 
 def begun_with(facts: Mapping[str, Any]) -> Begun:
@@ -99,7 +137,10 @@ def begun_with(facts: Mapping[str, Any]) -> Begun:
     """
     known = {one.name: one.type for one in fields(Begun)}
     if {name: type(value).__name__ for name, value in facts.items()} != known or not (
-        facts["dtype"] in ("bfloat16", "float32") and 0 < facts["threads"] <= 4096 and facts["backend"] in (HF, UNSLOTH)
+        facts["dtype"] in ("bfloat16", "float32")
+        and 0 < facts["threads"] <= 4096
+        and facts["token_budget"] > 0
+        and facts["backend"] in (HF, UNSLOTH)
     ):
         raise UsageError("The checkpoint's job.json says oddly what the run was begun with.", "Train again: twin train")
     choose_device(facts["device"])
@@ -112,7 +153,8 @@ class Trained:
 
     ``logs`` has one entry an optimizer step, losses in nats a supervised token. ``seconds`` and ``done_steps`` are of
     this process alone, where it went on from a checkpoint. ``planned_steps`` are more than ``steps`` where training
-    ended early; the adapter is of ``best_step``. ``optimizer`` is its settings; ``largest_pack`` in tokens.
+    ended early; the adapter is of ``best_step``. ``optimizer`` is its settings; ``largest_pack`` and ``token_budget``
+    in tokens, and whether layers are computed again, as they were at the end.
     """
 
     begun: Begun
@@ -134,6 +176,8 @@ class Trained:
     optimizer: dict[str, Any]
     packs: int
     largest_pack: int
+    token_budget: int
+    checkpointing: bool
     peak_gpu_bytes: int | None
 
 
@@ -186,15 +230,35 @@ def _peak_gpu_bytes(device: str) -> int | None:
 
 
 class StepTrainer(CheckpointTrainer):
-    """A Trainer whose batch is the pieces of one optimizer step."""
+    """A Trainer whose batch is one optimizer step, by its number.
+
+    ``steps`` and ``samples`` are the pieces and the samples of each step; a step that is more than memory holds is cut
+    into smaller pieces.
+    """
 
     execution: Execution
     model_dtype: torch.dtype
+    steps: list[list[Piece]]
+    samples: Sequence[Sequence[Sample]]
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         """Add up the gradients of a step's pieces; return the mean loss over its supervised tokens."""
         model.train()
-        pieces: list[Piece] = inputs["pieces"]
+        number = inputs["step"]
+        while True:
+            pieces = self.steps[number]
+            try:
+                total = self._add_up(model, pieces)
+                break
+            except torch.OutOfMemoryError:
+                pass  # its frames hold what is to be freed
+            self.masters.zero_grad()
+            torch.cuda.empty_cache()
+            self._halve(model, number, max(piece.work.computed for piece in pieces))
+        self.check_finite(total)
+        return total.to(self.args.device)
+
+    def _add_up(self, model: torch.nn.Module, pieces: Sequence[Piece]) -> torch.Tensor:
         supervised = sum(int(work.weights.sum()) for work, _ in pieces)
         total = torch.zeros(())
         for work, _ in pieces:
@@ -202,8 +266,36 @@ class StepTrainer(CheckpointTrainer):
             loss = (losses * torch.from_numpy(work.weights).to(losses.device)).sum() / supervised
             self.accelerator.backward(loss)
             total += loss.detach().cpu()
-        self.check_finite(total)
-        return total.to(self.args.device)
+        return total
+
+    def _halve(self, model: Any, number: int, tokens: int) -> None:
+        """Cut this step and all that follow into pieces of half the size; where one sample is too large, save less.
+
+        Args:
+            model: with its adapter.
+            number: of the step.
+            tokens: of the piece that did not fit, or of a larger one beside it.
+
+        Raises:
+            MachineError: a single sample does not fit, each layer computed again.
+        """
+        smaller = self.execution.within(max(1, tokens // 2))
+        cut = smaller.cut(self.samples[number])
+        if max(piece.work.computed for piece in cut) < tokens:
+            self.execution = smaller
+            for later in range(number, len(self.steps)):
+                if any(piece.work.computed > smaller.token_budget for piece in self.steps[later]):
+                    self.steps[later] = smaller.cut(self.samples[later])
+            self.say(f"The GPU's memory is full: packs of at most {tokens // 2} tokens from here on.")
+        elif not model.is_gradient_checkpointing:
+            compute_again(model)
+            self.say("The GPU's memory is full: each layer is computed again in the backward pass from here on.")
+        else:
+            longest = max(self.samples[number], key=lambda one: len(one.input_ids))
+            raise MachineError(
+                f"The GPU's memory does not hold row '{longest.id}' of {len(longest.input_ids)} tokens.",
+                "Close what else uses the GPU, or take a lower --max-length or a smaller preset.",
+            )
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         """Keep the order that was planned: shuffling was done by conversations, from the seed."""
@@ -286,12 +378,36 @@ class _Log(transformers.TrainerCallback):
             self.behind = True
 
 
-def load_model(folder: Path, device: str, dtype: torch.dtype) -> Any:
-    """Return the base model of ``folder`` on ``device``, its weights in ``dtype``."""
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder, dtype=dtype, use_safetensors=True, trust_remote_code=False
+def load_model(folder: Path, device: str, dtype: torch.dtype, four_bit: bool = False) -> Any:
+    """Return the base model of ``folder`` on ``device``, its weights in ``dtype``.
+
+    Args:
+        folder: a checkpoint.
+        device: where to.
+        dtype: that it is computed in.
+        four_bit: keep the matrices of its layers in 4 bits (NF4, its scales in 8: Dettmers et al. 2023, "QLoRA",
+            arXiv 2305.14314, section 3).
+    """
+    packed = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
     )
-    return model.to(device)
+    model = transformers.AutoModelForCausalLM.from_pretrained(
+        folder,
+        dtype=dtype,
+        use_safetensors=True,
+        trust_remote_code=False,
+        quantization_config=packed if four_bit else None,
+        device_map={"": device} if device == "cuda" else None,  # straight there, tensor by tensor
+    )
+    return model if device == "cuda" else model.to(device)
+
+
+def compute_again(model: Any) -> None:
+    """Let each layer be computed again in the backward pass, so that it saves nothing but what it is given.
+
+    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
+    """
+    model.gradient_checkpointing_enable({"use_reentrant": False})
 
 
 def check_targets(model: Any, plan: TrainPlan) -> None:
@@ -324,7 +440,11 @@ def add_lora(model: Any, plan: TrainPlan) -> Any:
         target_modules=list(plan.target_modules),
         task_type="CAUSAL_LM",
     )
-    return peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    made = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    for weight in made.parameters():
+        if weight.requires_grad:  # on weights of 4 bits PEFT makes them in float32, and converts at each call
+            weight.data = weight.data.to(model.dtype)
+    return made
 
 
 def plan_passes(samples: Sequence[Sample], plan: TrainPlan) -> list[list[list[Sample]]]:
@@ -394,10 +514,13 @@ def load(job: Job) -> tuple[Any, Execution]:
         GateError: see ``check_targets``.
     """
     dtype = job.begun.torch_dtype
-    base = load_model(job.base, job.begun.device, dtype)
-    chosen = execution.choose(base, job.train, dtype)
+    base = load_model(job.base, job.begun.device, dtype, job.begun.four_bit)
+    chosen = execution.choose(base, job.train, dtype, job.begun.token_budget)
     base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
-    return add_lora(base, job.plan), chosen
+    model = add_lora(base, job.plan)
+    if job.begun.checkpointing:
+        compute_again(model)
+    return model, chosen
 
 
 @contextmanager
@@ -459,7 +582,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         log = _Log(task, reporter, steps, job.checkpoints / METRICS, earlier)
         trainer = _trainer(
             model, steps, chosen, job, dtype, log, every,
-            lambda: _mean(held_out(model, drawn, chosen, dtype, lambda _: None)), reporter.say,
+            lambda: _mean(held_out(model, drawn, trainer.execution, dtype, lambda _: None)), reporter.say,
         )  # fmt: skip
         started = time.perf_counter()
         try:
@@ -469,7 +592,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         seconds = time.perf_counter() - started
     best_step, best_why = trainer.take_best(), _why_best(trainer, len(drawn), len(job.held_out))
     with reporter.task("Held-out loss after", len(job.held_out)) as task:
-        after = held_out(model, job.held_out, chosen, dtype, task.advance)
+        after = held_out(model, job.held_out, trainer.execution, dtype, task.advance)
     try:
         model.save_pretrained(job.save_to, safe_serialization=True)
         # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
@@ -481,7 +604,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
             "Free some space and go on with --resume-from auto.",
         ) from None
     done = trainer.state.global_step
-    works = [piece.work for step in steps[:done] for piece in step]
+    works = [piece.work for step in trainer.steps[:done] for piece in step]
     lines = log.lines or metrics.until(done, earlier, trainer.state.log_history)  # no step was left to do
     return Trained(
         begun=job.begun,
@@ -503,6 +626,8 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         optimizer=_optimizer_settings(trainer),
         packs=len(works),
         largest_pack=max(work.computed for work in works),
+        token_budget=trainer.execution.token_budget,
+        checkpointing=model.is_gradient_checkpointing,
         peak_gpu_bytes=_peak_gpu_bytes(device),
     )
 
@@ -564,15 +689,15 @@ def _why_best(trainer: CheckpointTrainer, replies: int, held_out_replies: int) -
     )
 
 
-def _one_step(items: Sequence[Sequence[Piece]]) -> dict[str, Sequence[Piece]]:
-    """Return the only step of a batch."""
-    (pieces,) = items
-    return {"pieces": pieces}
+def _one_step(items: Sequence[int]) -> dict[str, int]:
+    """Return the only step of a batch, by its number."""
+    (number,) = items
+    return {"step": number}
 
 
 def _trainer(
     model: Any,
-    steps: Sequence[Sequence[Piece]],
+    steps: list[list[Piece]],
     chosen: Execution,
     job: Job,
     dtype: torch.dtype,
@@ -618,7 +743,7 @@ def _trainer(
         measure=measure,
         model=model,
         args=arguments,
-        train_dataset=steps,
+        train_dataset=range(len(steps)),
         eval_dataset=[] if every else None,  # what is measured is ``measure``'s affair
         data_collator=_one_step,
         optimizers=(optimizer, transformers.get_cosine_schedule_with_warmup(optimizer, warmup, len(steps))),
@@ -626,4 +751,5 @@ def _trainer(
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
     trainer.execution, trainer.model_dtype, trainer.masters = chosen, dtype, optimizer
+    trainer.steps, trainer.samples = steps, list(chain.from_iterable(plan_passes(job.train, plan)))
     return trainer

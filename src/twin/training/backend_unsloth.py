@@ -199,16 +199,17 @@ def load(job: Job) -> tuple[Any, Execution]:
     for weight in model.parameters():
         if weight.requires_grad:  # float32; the optimizer keeps that, see ``MasterAdamW``
             weight.data = weight.data.to(dtype)
-    return model, choose(model, job.train, dtype)
+    return model, choose(model, job.train, dtype, job.begun.token_budget)
 
 
-def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Execution:
+def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budget: int) -> Execution:
     """Return how to compute ``samples``: along trees where that gives the losses of one sample alone, else in batches.
 
     Args:
         model: with LoRA weights that change nothing yet.
         samples: some that are trained.
         dtype: that is computed in.
+        token_budget: most tokens of a piece.
 
     Raises:
         StepError: batches give other losses too.
@@ -223,14 +224,14 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
         truth = [_alone(model, sample) for sample in probe]
     reason = _why_not(UnslothTree(""), model, probe, truth, dtype)
     if reason is None:
-        return UnslothTree("a probe along Unsloth's FlexAttention gave the losses of one sample alone")
+        return UnslothTree("a probe along Unsloth's FlexAttention gave the losses of one sample alone", token_budget)
     why = f"Unsloth's layers take no tree of '{model.config.model_type}': {reason}"
     wrong = _why_not(UnslothPadded(""), model, probe, truth, dtype)
     if wrong is not None:
         raise StepError(
             f"Unsloth computes batches of '{model.config.model_type}' wrongly: {wrong}.", "Use --backend hf."
         )
-    return UnslothPadded(why)
+    return UnslothPadded(why, token_budget)
 
 
 def _alone(model: Any, sample: Sample) -> np.ndarray:

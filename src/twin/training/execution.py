@@ -7,8 +7,9 @@ transformers are at the top.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -17,11 +18,11 @@ import torch
 import transformers
 
 from twin.records import Sample
-from twin.training import attention
+from twin.training import attention, flex
 from twin.training.padded import Padded, length_groups, padded
 from twin.training.prefix_tree import Pack, pack_within
 
-# Of a piece, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into pieces.
+# Of a piece on a CPU: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into pieces.
 TOKEN_BUDGET = 896
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
 _TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
@@ -51,6 +52,13 @@ class Execution(Protocol):
     def why(self) -> str:
         """The reason for it, in words."""
 
+    @property
+    def token_budget(self) -> int:
+        """Most tokens of a piece."""
+
+    def within(self, token_budget: int) -> Execution:
+        """Return the same with pieces of another size."""
+
     def cut(self, samples: Sequence[Sample]) -> list[Piece]:
         """Return the pieces of some samples, each within the token budget where a sample alone is."""
 
@@ -58,30 +66,52 @@ class Execution(Protocol):
         """Return [P], the negative log-likelihood of each pair of a piece in nats, each counted once."""
 
 
+class TreeAttention(Protocol):
+    """A module that computes attention over a tree; ``attention`` and ``flex`` are."""
+
+    NAME: str
+    LEAST_TOKENS: int
+    prepared: Any
+    register: Any
+
+
 @dataclass(frozen=True, slots=True)
 class PrefixTree:
-    """What samples share is computed once."""
+    """What samples share is computed once.
+
+    Args:
+        why: the reason for it.
+        token_budget: most tokens of a pack.
+        attends: the attention that the model is set to.
+    """
 
     name: ClassVar[str] = "prefix tree"
     why: str
+    token_budget: int = TOKEN_BUDGET
+    attends: TreeAttention = attention
+
+    def within(self, token_budget: int) -> Execution:
+        """Return the same with packs of another size."""
+        return replace(self, token_budget=token_budget)
 
     def cut(self, samples: Sequence[Sample]) -> list[Piece]:
         """Return packs, in the samples' order."""
         pieces, first = [], 0
-        for one in pack_within(samples, TOKEN_BUDGET):
+        for one in pack_within(samples, self.token_budget):
             stop = first + len(one.of_sample)
             pieces.append(Piece(one, range(first, stop)))
             first = stop
         return pieces
 
     def losses(self, model: torch.nn.Module, work: Pack, dtype: torch.dtype) -> torch.Tensor:
-        """Return [P]; the model's attention is ``attention.NAME``."""
+        """Return [P]; the model's attention is that of ``attends``."""
         device = next(model.parameters()).device
+        work = work.filled(self.attends.LEAST_TOKENS)
         predictors, inverse = np.unique(work.predictors, return_inverse=True)
         output = model(
             input_ids=_on(device, work.input_ids)[None],
             position_ids=_on(device, work.position_ids)[None],
-            prefix_tree=attention.prepared(work, dtype, device),
+            prefix_tree=self.attends.prepared(work, dtype, device),
             logits_to_keep=_on(device, predictors),  # logits where something is learned, nowhere else
             use_cache=False,
         )
@@ -97,10 +127,15 @@ class LengthGrouped:
 
     name: ClassVar[str] = "length-grouped batches"
     why: str
+    token_budget: int = TOKEN_BUDGET
+
+    def within(self, token_budget: int) -> Execution:
+        """Return the same with batches of another size."""
+        return replace(self, token_budget=token_budget)
 
     def cut(self, samples: Sequence[Sample]) -> list[Piece]:
         """Return batches, from the shortest samples to the longest."""
-        groups = length_groups(samples, TOKEN_BUDGET)
+        groups = length_groups(samples, self.token_budget)
         return [Piece(padded([samples[number] for number in group]), group) for group in groups]
 
     def losses(self, model: torch.nn.Module, work: Padded, dtype: torch.dtype) -> torch.Tensor:
@@ -136,27 +171,30 @@ def why_no_tree(config: Any) -> str | None:
     return None
 
 
-def foresee(folder: Path) -> Execution:
+def foresee(folder: Path, token_budget: int = TOKEN_BUDGET) -> Execution:
     """Return how samples will be computed with the model in ``folder``, of which the configuration alone is read."""
-    reason = why_no_tree(transformers.AutoConfig.from_pretrained(folder))
-    return LengthGrouped(reason) if reason else PrefixTree("its attention can be replaced; tried once it is loaded")
+    if reason := why_no_tree(transformers.AutoConfig.from_pretrained(folder)):
+        return LengthGrouped(reason, token_budget)
+    return PrefixTree("its attention can be replaced; tried once it is loaded", token_budget)
 
 
-def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Execution:
+def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budget: int = TOKEN_BUDGET) -> Execution:
     """Return how to compute ``samples`` with a loaded model, which is made ready for it.
 
     Where its code allows a tree, parts of two samples are computed both ways, and the losses must agree; so must those
-    of a sample that is longer than the model's sliding window, where there is one.
+    of a sample that is longer than the model's sliding window, where there is one. On a GPU FlexAttention is tried
+    first, backward too, and then what a CPU does.
 
     Args:
         model: the base model, with its own attention.
         samples: some that are trained.
         dtype: of the model's weights.
+        token_budget: most tokens of a piece.
     """
     if reason := why_no_tree(model.config):
         if getattr(model.config, "attn_logit_softcapping", None):
             model.set_attn_implementation(_TRUTH)
-        return LengthGrouped(reason)
+        return LengthGrouped(reason, token_budget)
     probe = _probe(samples[0].input_ids[:_PROBED], samples[-1].input_ids[-_PROBED:])
     window = getattr(model.config, "sliding_window", None)
     longest = max((sample.input_ids for sample in samples), key=len)
@@ -165,21 +203,70 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
     model.eval()
     model.set_attn_implementation(_TRUTH)
     with torch.no_grad():
-        ours = losses_of_each(LengthGrouped(""), model, probe, dtype)
-        attention.register()
-        model.set_attn_implementation(attention.NAME)
-        try:
-            theirs = losses_of_each(PrefixTree(""), model, probe, dtype)
-        except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-            reason = f"'{model.config.model_type}' has no tree: {str(error).strip().partition(chr(10))[0]}"
-        else:  # of the worst sample
-            difference = max(float(np.abs(one - other).mean()) for one, other in zip(ours, theirs, strict=True))
-            if difference <= _SAME[dtype]:
-                same = f"a probe gave the losses of the model's own attention (to {difference:.1g} nats a token)"
-                return PrefixTree(same)
-            reason = f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)"
+        plain = losses_of_each(LengthGrouped(""), model, probe, dtype)
+    reasons: list[str] = []
+    on_gpu = next(model.parameters()).device.type == "cuda"
+    for how, attends in ((" with FlexAttention", flex), (", block by block", attention))[0 if on_gpu else 1 :]:
+        told = how if on_gpu else ""
+        attends.register()
+        model.set_attn_implementation(attends.NAME)
+        difference, reason = _try(PrefixTree("", attends=attends), model, probe, plain, dtype)
+        if not reason:
+            same = f"a probe gave the losses of the model's own attention (to {difference:.1g} nats a token){told}"
+            return PrefixTree("; ".join([same, *reasons]), token_budget, attends)
+        reasons.append(reason + told)
     model.set_attn_implementation(_TRUTH)
-    return LengthGrouped(reason)
+    return LengthGrouped("; ".join(reasons), token_budget)
+
+
+def _try(
+    tree: PrefixTree, model: Any, probe: Sequence[Sample], plain: Sequence[np.ndarray], dtype: torch.dtype
+) -> tuple[float, str]:
+    """Return by how many nats a token a tree is off in the worst sample, and why it is no use; empty: it is.
+
+    Args:
+        tree: how to compute.
+        model: its attention is that of the tree.
+        probe: some samples.
+        plain: their losses, as the model by itself gives them.
+        dtype: of the model's weights.
+    """
+    try:
+        with torch.no_grad():
+            found = losses_of_each(tree, model, probe, dtype)
+        difference = max(float(np.abs(one - other).mean()) for one, other in zip(plain, found, strict=True))
+        if not difference <= _SAME[dtype]:
+            return difference, f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)"
+        if tree.attends is flex:
+            _go_back(tree, model, probe, dtype)
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
+        return math.nan, f"'{model.config.model_type}' has no tree: {str(error).strip().partition(chr(10))[0]}"
+    return difference, ""
+
+
+def _go_back(tree: PrefixTree, model: Any, probe: Sequence[Sample], dtype: torch.dtype) -> None:
+    """Compute a gradient through all layers, with respect to the embedded tokens: the kernel for it is another one.
+
+    Raises:
+        RuntimeError: it can't be compiled here, or the gradient is no number.
+    """
+    kept: list[torch.Tensor] = []
+
+    def leaf(module: Any, given: Any, output: torch.Tensor) -> torch.Tensor:
+        kept.append(output.detach().requires_grad_())
+        return kept[-1]
+
+    handle = model.get_input_embeddings().register_forward_hook(leaf)
+    try:
+        for work, _ in tree.cut(probe):
+            losses = tree.losses(model, work, dtype)  # type: ignore[arg-type]
+            (gradient,) = torch.autograd.grad(losses.sum(), kept[-1])
+            if not bool(gradient.isfinite().all()):
+                raise RuntimeError("its gradient is no number")
+    finally:
+        handle.remove()
 
 
 def _probe(ids: tuple[int, ...], other: tuple[int, ...]) -> list[Sample]:

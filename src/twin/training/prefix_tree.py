@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import numpy as np
@@ -55,6 +55,21 @@ class Pack:
     def computed(self) -> int:
         """How many tokens are computed."""
         return len(self.input_ids)
+
+    def filled(self, tokens: int) -> Pack:
+        """Return the pack with so many tokens at least: what is added is alone, and nothing is learned of it."""
+        more = max(0, tokens - len(self.input_ids))
+        none, roots = np.zeros(more, np.int64), np.full(more, -1)
+        return (
+            replace(
+                self,
+                input_ids=np.concatenate([self.input_ids, none]),
+                position_ids=np.concatenate([self.position_ids, none]),
+                parents=np.concatenate([self.parents, roots]),
+            )
+            if more
+            else self
+        )
 
     def mask(self) -> npt.NDArray[np.bool_]:
         """Return [T, T], true where the row's token may look: itself and its ancestors."""
@@ -137,8 +152,9 @@ def pack_within(samples: Sequence[Sample], token_budget: int) -> list[Pack]:
     """
     if not samples:
         return []
-    lengths = [len(sample.input_ids) for sample in samples]
-    shared = [0, *(common(one.input_ids, other.input_ids) for one, other in pairwise(samples))]
+    read = [sample.input_ids[:-1] for sample in samples]
+    lengths = [len(ids) for ids in read]
+    shared = [0, *(common(one, other) for one, other in pairwise(read))]
     cuts = _cut(lengths, shared, token_budget)
     low, high = 1, token_budget  # the least budget that gives as few packs
     while low < high:

@@ -50,6 +50,14 @@ def command(
     resume_from: Annotated[str | None, typer.Option(help="A checkpoint folder, or auto for the newest.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, hf or unsloth.")] = None,
     device: options.Device = None,
+    four_bit: Annotated[
+        bool | None,
+        typer.Option(
+            "--four-bit/--no-four-bit",
+            help="Keep the base model's weights in 4 bits. Default: only where the GPU is too small for 16.",
+            show_default=False,
+        ),
+    ] = None,
     seed: options.Seed = None,
     report_to: Annotated[
         list[str] | None,
@@ -86,7 +94,7 @@ def command(
             "batch_size": batch_size, "learning_rate": learning_rate, "lora_r": lora_r, "max_length": max_length,
             "resume_from": resume_from, "backend": backend, "device": device, "seed": seed,
             "report_to": report_to,
-            "early_stopping_patience": early_stopping_patience,
+            "early_stopping_patience": early_stopping_patience, "four_bit": four_bit,
         }
     )  # fmt: skip
     done = pipeline.train(
