@@ -64,7 +64,7 @@ def make_model(folder: Path, shape: str, tokenizer: Path) -> None:
     torch.manual_seed(0)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     config = transformers.LlamaConfig(
-        **SHAPES[shape], max_position_embeddings=4096, tie_word_embeddings=False,
+        **SHAPES[shape], max_position_embeddings=16384, tie_word_embeddings=False,
         bos_token_id=1, eos_token_id=2, pad_token_id=2, dtype="bfloat16",
     )  # fmt: skip
     begun = time.perf_counter()
@@ -147,10 +147,11 @@ def twin(setup: Setup, backend: str, four_bit: bool, checkpointing: bool, scratc
     from twin.training import backend_hf
     from twin.training.backends import Chosen
 
-    begun = backend_hf.begin(setup.plan, setup.folder, setup.samples, Chosen(backend, "asked for"))
-    begun = replace(begun, dtype="bfloat16", four_bit=four_bit, checkpointing=checkpointing)
+    plan = setup.plan.model_copy(update={"four_bit": four_bit} if setup.device == "cuda" else {})
+    begun = backend_hf.begin(plan, setup.folder, setup.samples, Chosen(backend, "asked for"))
+    begun = replace(begun, dtype="bfloat16", checkpointing=checkpointing)
     job = backend_hf.Job(
-        setup.folder, "random weights", setup.plan, setup.samples, (), scratch / "checkpoints", scratch, begun
+        setup.folder, "random weights", plan, setup.samples, (), scratch / "checkpoints", scratch, begun
     )
     done = backend_hf.train(job, Silent())
     lines = [line for line in done.logs if line["seconds"] is not None]
@@ -211,7 +212,7 @@ def arguments(setup: Setup, packing: bool, checkpointing: bool, scratch: Path) -
     return {
         "output_dir": str(scratch), "num_train_epochs": 1, "gradient_accumulation_steps": 1,
         "per_device_train_batch_size": 1 if packing else STEP_ROWS,
-        "max_length": longest if packing else plan.max_length, "packing": packing, "padding_free": not packing,
+        "max_length": longest if packing else None, "packing": packing, "padding_free": not packing,
         "train_sampling_strategy": "sequential", "learning_rate": plan.learning_rate, "lr_scheduler_type": "cosine",
         "weight_decay": 0.0, "max_grad_norm": 1.0, "optim": "adamw_torch", "logging_steps": 1,
         "logging_strategy": "steps", "save_strategy": "no", "report_to": [], "disable_tqdm": True, "bf16": True,
@@ -229,8 +230,8 @@ def unsloth(setup: Setup, four_bit: bool, packing: bool, checkpointing: bool, sc
     given = arguments(setup, packing, checkpointing, scratch)
     again: Any = "unsloth" if checkpointing else False
     model, _ = FastLanguageModel.from_pretrained(
-        model_name=str(setup.folder.absolute()), max_seq_length=given["max_length"], dtype=None, load_in_4bit=four_bit,
-        use_gradient_checkpointing=again, use_exact_model_name=True, local_files_only=True,
+        model_name=str(setup.folder.absolute()), max_seq_length=given["max_length"] or plan.max_length, dtype=None,
+        load_in_4bit=four_bit, use_gradient_checkpointing=again, use_exact_model_name=True, local_files_only=True,
     )  # fmt: skip
     model = FastLanguageModel.get_peft_model(
         model, r=plan.lora_r, target_modules=list(plan.target_modules), lora_alpha=plan.lora_alpha, lora_dropout=0,

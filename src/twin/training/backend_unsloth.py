@@ -202,9 +202,7 @@ def load(job: Job) -> tuple[Any, Execution]:
     return model, choose(model, job.train, dtype, job.begun.token_budget)
 
 
-def choose(
-    model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budget: int = execution.TOKEN_BUDGET
-) -> Execution:
+def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budget: int) -> Execution:
     """Return how to compute ``samples``: along trees where that gives the losses of one sample alone, else in batches.
 
     Args:
