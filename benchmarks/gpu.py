@@ -1,10 +1,10 @@
 """Seconds an optimizer step on one GPU for the same rows: twin, Unsloth's own SFTTrainer path, TRL's.
 
     python benchmarks/gpu.py --shape 1b --tokenizer FOLDER [--model FOLDER] [--variants twin-4bit,unsloth-4bit-packing]
-                             [--rows 64] [--passes 3] [--checkpointing] [--json results.jsonl]
+                             [--rows 64] [--step-rows 8] [--passes 3] [--checkpointing] [--json results.jsonl]
 
 What is the same for all: the rows (chats of the bundled sample brain with its system prompt, as ``twin export`` writes
-them), their order, optimizer steps of 8 rows, the base model (random weights in the shape of TinyLlama-1.1B or
+them), their order, the rows of each optimizer step, the base model (random weights in the shape of TinyLlama-1.1B or
 Llama-3.1-8B, bfloat16 on disk, made once from a seed), LoRA's rank, alpha and modules, AdamW, loss on the reply and its
 end token, averaged over a step's supervised tokens. The losses show it: without packing each step's must agree up to
 rounding. The first pass over the rows is not timed, since kernels are compiled and tuned in it.
@@ -12,7 +12,7 @@ rounding. The first pass over the rows is not timed, since kernels are compiled 
 - twin-bf16, twin-4bit: ``backend_hf.train`` whole, as ``twin train`` runs it; its own lines of ``metrics.jsonl`` are
   read. twin-unsloth-4bit: the same with the backend unsloth.
 - unsloth-4bit-packing: what Unsloth recommends: FastLanguageModel, its SFTTrainer, ``packing=True``. A packed row is as
-  long as 8 rows are at the most, so a step holds about 8 rows, not exactly 8: seconds are put to 8 rows by the tokens.
+  long as a step's rows are at the most, so a step holds about as many: seconds are put to a step by the tokens.
 - unsloth-4bit-flat: the same with ``padding_free=True``: exactly the rows of each step, one behind the other.
 - trl-4bit-packing, trl-bf16-packing: plain TRL with PEFT, ``packing=True``.
 
@@ -35,7 +35,6 @@ import time
 from pathlib import Path
 from typing import Any
 
-STEP_ROWS = 8
 SHAPES: dict[str, dict[str, Any]] = {
     "tiny": {
         "vocab_size": 49152, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
@@ -87,11 +86,12 @@ class Setup:
     Args:
         model: the base model's folder.
         rows: how many to train on.
+        step_rows: of each optimizer step.
         passes: over them.
         device: where.
     """
 
-    def __init__(self, model: Path, rows: int, passes: int, device: str) -> None:
+    def __init__(self, model: Path, rows: int, step_rows: int, passes: int, device: str) -> None:
         from dataclasses import replace
         from itertools import chain
 
@@ -107,19 +107,19 @@ class Setup:
 
         transformers.utils.logging.set_verbosity_error()
         transformers.utils.logging.disable_progress_bar()
-        self.folder, self.device = model, device
-        settings = TrainSettings(epochs=passes, batch_size=STEP_ROWS, device=device, early_stopping_patience=0)
+        self.folder, self.device, self.step_rows = model, device, step_rows
+        settings = TrainSettings(epochs=passes, batch_size=step_rows, device=device, early_stopping_patience=0)
         self.plan = plan_training(settings, load_preset("smollm2-135m"))
         self.tokenizer = load_tokenizer(model)
         family = load_family(self.plan.family)
         built = build_samples(sample_rows(rows), self.tokenizer, family, self.plan.max_length).samples
-        # A block of 8 rows is a conversation to ``batches``, so that every step has 8; the brain's conversations stay
-        # side by side in it.
-        count = len(built) // STEP_ROWS * STEP_ROWS
-        self.samples = [replace(one, conversation_id=f"{n // STEP_ROWS}") for n, one in enumerate(built[:count])]
+        # A block of rows is a conversation to ``batches``, so that every step has as many; the brain's conversations
+        # stay side by side in it.
+        count = len(built) // step_rows * step_rows
+        self.samples = [replace(one, conversation_id=f"{n // step_rows}") for n, one in enumerate(built[:count])]
         self.passes = passes
         self.steps = list(chain.from_iterable(backend_hf.plan_passes(self.samples, self.plan)))
-        assert all(len(step) == STEP_ROWS for step in self.steps)
+        assert all(len(step) == step_rows for step in self.steps)
         self.flat = [one for step in self.steps for one in step]
 
     @property
@@ -211,7 +211,7 @@ def arguments(setup: Setup, packing: bool, checkpointing: bool, scratch: Path) -
     longest = max(sum(len(one.input_ids) for one in step) for step in setup.steps)
     return {
         "output_dir": str(scratch), "num_train_epochs": 1, "gradient_accumulation_steps": 1,
-        "per_device_train_batch_size": 1 if packing else STEP_ROWS,
+        "per_device_train_batch_size": 1 if packing else setup.step_rows,
         "max_length": longest if packing else None, "packing": packing, "padding_free": not packing,
         "train_sampling_strategy": "sequential", "learning_rate": plan.learning_rate, "lr_scheduler_type": "cosine",
         "weight_decay": 0.0, "max_grad_norm": 1.0, "optim": "adamw_torch", "logging_steps": 1,
@@ -293,7 +293,7 @@ def measure(given: argparse.Namespace) -> None:
         import unsloth as first  # noqa: F401 - before transformers
     import torch
 
-    setup = Setup(given.model, given.rows, given.passes, given.device)
+    setup = Setup(given.model, given.rows, given.step_rows, given.passes, given.device)
     four_bit = bits == "4bit"
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
@@ -311,7 +311,7 @@ def measure(given: argparse.Namespace) -> None:
     a_step = sum(len(one.input_ids) for one in setup.flat) / len(setup.steps)
     result = {
         "variant": given.variant, "model": given.model.name, "checkpointing": given.checkpointing, "steps": steps,
-        "row_tokens_a_step": a_step, "computed_tokens_a_pass": found["computed"],
+        "step_rows": given.step_rows, "row_tokens_a_step": a_step, "computed_tokens_a_pass": found["computed"],
         "tokens_per_second": sum(timed) / sum(seconds), "seconds_a_step": a_step * sum(seconds) / sum(timed),
         "median_seconds": statistics.median(seconds), "first_pass_seconds": sum(found["seconds"][:untimed]),
         "peak_gpu_bytes": torch.cuda.max_memory_allocated() if gpu else 0,
@@ -325,6 +325,7 @@ def measure(given: argparse.Namespace) -> None:
 def in_process(name: str, given: argparse.Namespace) -> dict[str, Any]:
     """Run one variant in a process of its own; what it says on the way goes to stderr where it fails."""
     command = [sys.executable, __file__, "--variant", name, "--model", str(given.model), "--rows", str(given.rows)]
+    command += ["--step-rows", str(given.step_rows)]
     command += [
         "--passes",
         str(given.passes),
@@ -345,14 +346,14 @@ def in_process(name: str, given: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def report(results: list[dict[str, Any]]) -> None:
+def report(results: list[dict[str, Any]], given: argparse.Namespace) -> None:
     """Print the table, and how many times as long as twin's 4-bit run each takes (or as its first run)."""
     good = [one for one in results if "failed" not in one]
     if good:
         first = good[0]
         print(
             f"\n{first['gpu']}, torch {first['torch']}, {first['model']}, "
-            f"{first['row_tokens_a_step']:.0f} row tokens a step of {STEP_ROWS} rows"
+            f"{first['row_tokens_a_step']:.0f} row tokens a step of {given.step_rows} rows"
         )
         ours = next((one for one in good if one["variant"] == "twin-4bit"), good[0])
         heads = (
@@ -384,6 +385,7 @@ def main() -> None:
     parser.add_argument("--tokenizer", type=Path, help="folder with SmolLM2's tokenizer, where the model is to be made")
     parser.add_argument("--variants", default=",".join(VARIANTS), help="which, by commas")
     parser.add_argument("--rows", type=int, default=64, help="chat rows of the sample brain")
+    parser.add_argument("--step-rows", type=int, default=8, help="of each optimizer step")
     parser.add_argument("--passes", type=int, default=3, help="over the rows; the first is not timed")
     parser.add_argument("--checkpointing", action="store_true", help="compute layers again in the backward pass")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="cpu: to try the script itself")
@@ -406,7 +408,7 @@ def main() -> None:
         if given.json:
             with given.json.open("a") as out:
                 out.write(json.dumps(results[-1]) + "\n")
-    report(results)
+    report(results, given)
 
 
 if __name__ == "__main__":

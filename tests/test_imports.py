@@ -50,6 +50,7 @@ LATE = {
     "twin.training.backend_hf",
     "twin.training.backend_unsloth",
     "twin.training.execution",
+    "twin.training.flex",
     "twin.training.hardware",
     "twin.training.lora_products",
     "twin.training.checkpoints",
