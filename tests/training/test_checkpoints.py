@@ -272,7 +272,7 @@ def test_an_ignored_signal_stays_ignored(base, whole, tmp_path, hears):
 
 def test_a_run_goes_on_with_the_dtype_and_threads_it_was_begun_with(base, tmp_path):
     paths = runs.RunPaths(tmp_path)
-    begun = backend_hf.begin("cpu")
+    begun = backend_hf.begin(plan_of(), base, SAMPLES)
     facts = asdict(HALF)
     assert runs.bind_checkpoints(paths, None, {}, lambda: facts) == facts
     train(base, plan_of(), tmp_path, reporter=At(), begun=backend_hf.begun_with(facts))
