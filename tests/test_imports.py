@@ -50,6 +50,8 @@ LATE = {
     "twin.training.backend_hf",
     "twin.training.backend_unsloth",
     "twin.training.execution",
+    "twin.training.flex",
+    "twin.training.memory",
     "twin.training.hardware",
     "twin.training.checkpoints",
     "twin.app.server",
