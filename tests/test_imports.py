@@ -53,6 +53,7 @@ LATE = {
     "twin.training.flex",
     "twin.training.memory",
     "twin.training.hardware",
+    "twin.training.lora_products",
     "twin.training.checkpoints",
     "twin.app.server",
     "twin.training.optimizer",

@@ -30,7 +30,7 @@ from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import backends, execution, memory, metrics, trackers
+from twin.training import backends, execution, lora_products, memory, metrics, trackers
 from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece, losses_of_each
@@ -96,14 +96,21 @@ def begin(plan: TrainPlan, folder: Path, samples: Sequence[Sample], backend: Cho
     """
     device = choose_device(plan.device)
     dtype, why = choose_dtype(device)
-    known = (device, str(dtype).removeprefix("torch."), why, torch.get_num_threads())
+    known = Begun(
+        device, str(dtype).removeprefix("torch."), why, torch.get_num_threads(), backend=backend.name,
+        backend_why=backend.why,
+    )  # fmt: skip
     if device != "cuda":
         if plan.four_bit:
             raise UsageError(f"4-bit weights need a CUDA GPU, and this is trained on {device}.", "Leave them out.")
-        return Begun(*known, backend=backend.name, backend_why=backend.why)
+        return known
+    if backend.name == UNSLOTH and plan.four_bit is None:  # what it is made for
+        plan = plan.model_copy(update={"four_bit": True})
     fit = foresee_memory(plan, folder, samples, torch.cuda.mem_get_info()[0])
-    begun = Begun(*known, fit.token_budget, fit.four_bit, fit.checkpointing, fit.predicted_bytes, fit.why)
-    return replace(begun, backend=backend.name, backend_why=backend.why)
+    return replace(
+        known, token_budget=fit.token_budget, four_bit=fit.four_bit, checkpointing=fit.checkpointing,
+        predicted_gpu_bytes=fit.predicted_bytes, memory_why=fit.why,
+    )  # fmt: skip
 
 
 def foresee_memory(plan: TrainPlan, folder: Path, samples: Sequence[Sample], free_bytes: int) -> memory.Fit:
@@ -440,11 +447,12 @@ def add_lora(model: Any, plan: TrainPlan) -> Any:
         target_modules=list(plan.target_modules),
         task_type="CAUSAL_LM",
     )
-    made = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-    for weight in made.parameters():
+    adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
+    for weight in adapted.parameters():
         if weight.requires_grad:  # on weights of 4 bits PEFT makes them in float32, and converts at each call
             weight.data = weight.data.to(model.dtype)
-    return made
+    lora_products.install(adapted)
+    return adapted
 
 
 def plan_passes(samples: Sequence[Sample], plan: TrainPlan) -> list[list[list[Sample]]]:
@@ -513,12 +521,12 @@ def load(job: Job) -> tuple[Any, Execution]:
     Raises:
         GateError: see ``check_targets``.
     """
-    dtype = job.begun.torch_dtype
-    base = load_model(job.base, job.begun.device, dtype, job.begun.four_bit)
-    chosen = execution.choose(base, job.train, dtype, job.begun.token_budget)
+    begun = job.begun
+    base = load_model(job.base, begun.device, begun.torch_dtype, begun.four_bit)
+    chosen = execution.choose(base, job.train, begun.torch_dtype, begun.token_budget)
     base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
     model = add_lora(base, job.plan)
-    if job.begun.checkpointing:
+    if begun.checkpointing:
         compute_again(model)
     return model, chosen
 

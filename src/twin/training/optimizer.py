@@ -21,19 +21,27 @@ class MasterAdamW(torch.optim.AdamW):
 
     def __init__(self, working: Sequence[torch.nn.Parameter], **kwargs: Any) -> None:
         self.working = list(working)
-        super().__init__([weight.detach().float().clone().requires_grad_() for weight in self.working], **kwargs)
+        masters = [weight.detach().float().clone().requires_grad_() for weight in self.working]
+        super().__init__(masters, fused=masters[0].is_cuda or None, **kwargs)
 
     def _masters(self) -> list[torch.Tensor]:
         return [weight for group in self.param_groups for weight in group["params"]]
 
     def step(self, closure: Callable[[], float] | None = None) -> Any:
         """Step the float32 weights with the working weights' gradients, then round them into place."""
-        for master, weight in zip(self._masters(), self.working, strict=True):
-            master.grad = None if weight.grad is None else weight.grad.float()
+        masters = self._masters()
+        learned = [
+            (one, weight.grad) for one, weight in zip(masters, self.working, strict=True) if weight.grad is not None
+        ]
+        for master in masters:
+            master.grad = None
+        for master, _ in learned:
+            master.grad = torch.empty_like(master)
+        # All at once: on a GPU a call for each would take longer than the step.
+        torch._foreach_copy_([master.grad for master, _ in learned], [gradient for _, gradient in learned])
         result = super().step(closure)
         with torch.no_grad():
-            for master, weight in zip(self._masters(), self.working, strict=True):
-                weight.copy_(master)
+            torch._foreach_copy_(self.working, masters)
         return result
 
     def state_dict(self) -> dict[str, Any]:
