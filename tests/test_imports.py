@@ -51,6 +51,7 @@ LATE = {
     "twin.training.backend_unsloth",
     "twin.training.execution",
     "twin.training.flex",
+    "twin.training.memory",
     "twin.training.hardware",
     "twin.training.lora_products",
     "twin.training.checkpoints",

@@ -40,8 +40,8 @@ samples = [
     Sample(f"r{n}", f"c{n // 3}", "chat", (*range(100, 400), *range(4, 8 + n % 5), 40 + n, 41, 2), 303)
     for n in range(24)
 ]
-plan = plan_training(TrainSettings(epochs=2, batch_size=6, learning_rate=1e-3, lora_r=8), load_preset("smollm2-135m"))
-plan = plan.model_copy(update={"four_bit": bits == "4"})
+settings = TrainSettings(epochs=2, batch_size=6, learning_rate=1e-3, lora_r=8, device="cuda", four_bit=bits == "4")
+plan = plan_training(settings, load_preset("smollm2-135m"))
 begun = backend_hf.begin(plan, base, samples, backends.Chosen(backend, "asked for"))
 folder.mkdir()
 job = backend_hf.Job(base, "owner/model", plan, samples[4:], samples[:4], folder / "checkpoints", folder, begun)

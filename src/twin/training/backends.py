@@ -88,7 +88,7 @@ def choose_backend(facts: Facts) -> Chosen:
     if hindrance is not None:
         return Chosen(HF, hindrance.message.rstrip("."))
     if facts.no_tree is None:
-        return Chosen(HF, "what samples share is computed once, which saves more than Unsloth's kernels do")
+        return Chosen(HF, "what samples share is computed once")
     return Chosen(UNSLOTH, f"nothing shared could be computed once: {facts.no_tree}")
 
 
