@@ -48,6 +48,7 @@ LATE = {
     "twin.llama",
     "twin.training.attention",
     "twin.training.backend_hf",
+    "twin.training.budget",
     "twin.training.execution",
     "twin.training.hardware",
     "twin.training.lora_products",

@@ -185,7 +185,12 @@ def train(
     with files.exclusive(paths.root), files.scratch_dir(paths.root) as scratch:
         if checkpoint is None:
             checkpoint = _checkpoint(paths, job_facts, go_on, reporter)
-        begun = runs.bind_checkpoints(paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan.device)))
+        begun = runs.bind_checkpoints(
+            paths,
+            checkpoint,
+            job_facts,
+            lambda: asdict(backend_hf.begin(plan.device, base.folder, plan, built.samples)),
+        )
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, held_out.samples if held_out else (), paths.checkpoints,
             scratch, backend_hf.begun_with(begun), checkpoint, tuple(settings.train.report_to),

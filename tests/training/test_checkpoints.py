@@ -273,7 +273,7 @@ def test_an_ignored_signal_stays_ignored(base, whole, tmp_path, hears):
 def test_a_run_goes_on_with_the_dtype_and_threads_it_was_begun_with(base, tmp_path):
     paths = runs.RunPaths(tmp_path)
     begun = backend_hf.begin("cpu")
-    facts = {"device": "cpu", "dtype": "bfloat16", "why": "for a test", "threads": 1}
+    facts = {"device": "cpu", "dtype": "bfloat16", "why": "for a test", "threads": 1, "token_budget": 896}
     assert runs.bind_checkpoints(paths, None, {}, lambda: facts) == facts
     train(base, plan_of(), tmp_path, reporter=At(), begun=backend_hf.begun_with(facts))
     checkpoint = runs.newest_checkpoint(paths.checkpoints)
@@ -304,10 +304,14 @@ def interrupt():
 
 
 @pytest.mark.parametrize(
-    "change", [{"dtype": "float99"}, {"threads": 0}, {"threads": True}, {"device": None}, {"why": 1}, {"threads": "2"}]
-)
+    "change",
+    [
+        {"dtype": "float99"}, {"threads": 0}, {"threads": True}, {"device": None}, {"why": 1}, {"threads": "2"},
+        {"token_budget": 0}, {"token_budget": None},
+    ],
+)  # fmt: skip
 def test_a_changed_record_of_the_beginning_is_refused(change):
-    facts = {"device": "cpu", "dtype": "bfloat16", "why": "for a test", "threads": 1}
+    facts = {"device": "cpu", "dtype": "bfloat16", "why": "for a test", "threads": 1, "token_budget": 896}
     assert backend_hf.begun_with(facts) == HALF
     with pytest.raises(UsageError, match="says oddly what the run was begun with"):
         backend_hf.begun_with(facts | change)

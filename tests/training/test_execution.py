@@ -1,5 +1,7 @@
 """For every family each way to compute samples gives their loss and gradient one by one, or is not taken."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -91,9 +93,10 @@ def test_loss_and_gradient_of_every_family_are_those_of_the_samples_one_by_one(n
     plain = one_by_one(model, SAMPLES)
     model.set_attn_implementation(attention.NAME)
     assert_same(plain, computed(chosen, model, SAMPLES))
+    in_pieces = replace(chosen, token_budget=20)
+    assert len(in_pieces.cut(SAMPLES)) > 1
+    assert_same(plain, computed(in_pieces, model, SAMPLES))
     monkeypatch.setattr(execution, "TOKEN_BUDGET", 20)
-    assert len(chosen.cut(SAMPLES)) > 1
-    assert_same(plain, computed(chosen, model, SAMPLES))
     model.set_attn_implementation("eager")
     assert_same(plain, computed(execution.LengthGrouped(""), model, SAMPLES))
 

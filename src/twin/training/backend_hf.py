@@ -29,7 +29,7 @@ from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import execution, lora_products, metrics, trackers
+from twin.training import attention, budget, execution, lora_products, metrics, trackers
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece, losses_of_each
 from twin.training.optimizer import MasterAdamW
@@ -52,12 +52,14 @@ class Begun:
         dtype: of the base model's weights: ``bfloat16`` or ``float32``.
         why: the reason for the dtype.
         threads: of PyTorch, which decide in what order a CPU adds up.
+        token_budget: of a piece of a step, which decides so as well.
     """
 
     device: str
     dtype: str
     why: str
     threads: int
+    token_budget: int = execution.TOKEN_BUDGET
 
     @property
     def torch_dtype(self) -> torch.dtype:
@@ -65,18 +67,44 @@ class Begun:
         return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
 
 
-def begin(device: str) -> Begun:
+def begin(
+    device: str, base: Path | None = None, plan: TrainPlan | None = None, samples: Sequence[Sample] = ()
+) -> Begun:
     """Choose what a run is begun with.
 
     Args:
         device: as it was asked for, ``auto`` included.
+        base: the base model's checkpoint folder.
+        plan: every setting. Without it, or without ``base``, the token budget is the least one.
+        samples: what is learned.
 
     Raises:
         MachineError: a device that was asked for and is not there.
     """
     found = choose_device(device)
     dtype, why = choose_dtype(found)
-    return Begun(found, str(dtype).removeprefix("torch."), why, torch.get_num_threads())
+    tokens = execution.TOKEN_BUDGET
+    if found == "cpu" and base is not None and plan is not None:
+        tokens = _token_budget(base, plan, samples, dtype)
+    return Begun(found, str(dtype).removeprefix("torch."), why, torch.get_num_threads(), tokens)
+
+
+def _token_budget(base: Path, plan: TrainPlan, samples: Sequence[Sample], dtype: torch.dtype) -> int:
+    """Return how many tokens memory holds at once, where samples are computed as trees."""
+    config = transformers.AutoConfig.from_pretrained(base)
+    if execution.why_no_tree(config):
+        return execution.TOKEN_BUDGET
+    attention.register()
+    first = batches(samples, plan.batch_size, plan.seed)[0]
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention.NAME
+            )
+            model = add_lora(model, plan)
+        return budget.choose(model, first, dtype, budget.free_memory())
+    except (NotImplementedError, TypeError, ValueError, RuntimeError):  # what it computes hangs on its weights
+        return execution.TOKEN_BUDGET
 
 
 def begun_with(facts: Mapping[str, Any]) -> Begun:
@@ -87,8 +115,10 @@ def begun_with(facts: Mapping[str, Any]) -> Begun:
         MachineError: its device is not here.
     """
     known = {name: type(facts.get(name)) for name in Begun.__slots__}
-    if known != {"device": str, "dtype": str, "why": str, "threads": int} or not (
-        facts["dtype"] in ("bfloat16", "float32") and 0 < facts["threads"] <= 4096
+    if known != {"device": str, "dtype": str, "why": str, "threads": int, "token_budget": int} or not (
+        facts["dtype"] in ("bfloat16", "float32")
+        and 0 < facts["threads"] <= 4096
+        and 0 < facts["token_budget"] <= 1 << 20
     ):
         raise UsageError("The checkpoint's job.json says oddly what the run was begun with.", "Train again: twin train")
     choose_device(facts["device"])
@@ -402,7 +432,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
     device, dtype = job.begun.device, job.begun.torch_dtype
     with reporter.task("Loading the base model"):
         base = load_model(job.base, device, dtype)
-        chosen = execution.choose(base, job.train, dtype)
+        chosen = execution.choose(base, job.train, dtype, job.begun.token_budget)
         base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
         model = add_lora(base, plan)
     if isinstance(chosen, execution.LengthGrouped):

@@ -21,7 +21,7 @@ from twin.training import attention
 from twin.training.padded import Padded, length_groups, padded
 from twin.training.prefix_tree import Pack, pack_within
 
-# Of a piece, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into pieces.
+# Of a piece, in tokens, where memory is not known to hold more (see ``budget``): a longer step is cut into pieces.
 TOKEN_BUDGET = 896
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
 _TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
@@ -60,15 +60,21 @@ class Execution(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PrefixTree:
-    """What samples share is computed once."""
+    """What samples share is computed once.
+
+    Args:
+        why: the reason for it.
+        token_budget: of a pack.
+    """
 
     name: ClassVar[str] = "prefix tree"
     why: str
+    token_budget: int = TOKEN_BUDGET
 
     def cut(self, samples: Sequence[Sample]) -> list[Piece]:
         """Return packs, in the samples' order."""
         pieces, first = [], 0
-        for one in pack_within(samples, TOKEN_BUDGET):
+        for one in pack_within(samples, self.token_budget):
             stop = first + len(one.of_sample)
             pieces.append(Piece(one, range(first, stop)))
             first = stop
@@ -81,6 +87,7 @@ class PrefixTree:
         output = model(
             input_ids=_on(device, work.input_ids)[None],
             position_ids=_on(device, work.position_ids)[None],
+            attention_mask=_on(device, np.ones_like(work.input_ids))[None],  # else it looks for several texts in one
             prefix_tree=attention.prepared(work, dtype, device),
             logits_to_keep=_on(device, predictors),  # logits where something is learned, nowhere else
             use_cache=False,
@@ -136,13 +143,14 @@ def why_no_tree(config: Any) -> str | None:
     return None
 
 
-def foresee(folder: Path) -> Execution:
+def foresee(folder: Path, token_budget: int = TOKEN_BUDGET) -> Execution:
     """Return how samples will be computed with the model in ``folder``, of which the configuration alone is read."""
     reason = why_no_tree(transformers.AutoConfig.from_pretrained(folder))
-    return LengthGrouped(reason) if reason else PrefixTree("its attention can be replaced; tried once it is loaded")
+    why = "its attention can be replaced; tried once it is loaded"
+    return LengthGrouped(reason) if reason else PrefixTree(why, token_budget)
 
 
-def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Execution:
+def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budget: int = TOKEN_BUDGET) -> Execution:
     """Return how to compute ``samples`` with a loaded model, which is made ready for it.
 
     Where its code allows a tree, parts of two samples are computed both ways, and the losses must agree; so must those
@@ -152,6 +160,7 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
         model: the base model, with its own attention.
         samples: some that are trained.
         dtype: of the model's weights.
+        token_budget: of a tree's packs.
     """
     if reason := why_no_tree(model.config):
         if getattr(model.config, "attn_logit_softcapping", None):
@@ -176,7 +185,7 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
             difference = max(float(np.abs(one - other).mean()) for one, other in zip(ours, theirs, strict=True))
             if difference <= _SAME[dtype]:
                 same = f"a probe gave the losses of the model's own attention (to {difference:.1g} nats a token)"
-                return PrefixTree(same)
+                return PrefixTree(same, token_budget)
             reason = f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)"
     model.set_attn_implementation(_TRUTH)
     return LengthGrouped(reason)

@@ -125,11 +125,12 @@ def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], seconds: 
         samples: what is learned.
         seconds: so far.
     """
-    chosen = execution.foresee(folder)
+    begun = backend_hf.begin(plan.device, folder, plan, samples)
+    chosen = execution.foresee(folder, begun.token_budget)
     steps = backend_hf.plan_steps(samples, plan, chosen)
     return {
         "backend": "hf",
-        "device": backend_hf.choose_device(plan.device),
+        "device": begun.device,
         "execution": chosen.name,
         "execution_reason": chosen.why,
         "steps": len(steps),
@@ -153,11 +154,10 @@ def explained(
         samples: made of ``rows``.
         count: the number of tokens of a text.
     """
-    told = account(samples, backend_hf.plan_passes(samples, plan), execution.TOKEN_BUDGET)
+    begun = backend_hf.begin(plan.device, folder, plan, samples)
+    told = account(samples, backend_hf.plan_passes(samples, plan), begun.token_budget)
     chosen = execution.foresee(folder)
     alone = isinstance(chosen, execution.LengthGrouped)
-    device = backend_hf.choose_device(plan.device)
-    dtype, dtype_reason = backend_hf.choose_dtype(device)
     saved = told.shared_system + told.shared_history
     shared = (
         f"rows share {saved / told.tokens:.0%} of their tokens with others of their step, and padded "
@@ -169,10 +169,10 @@ def explained(
         "execution": {
             "name": chosen.name,
             "reason": f"{chosen.why}; all above is what a tree would compute, and is not" if alone else shared,
-            "device": device,
+            "device": begun.device,
             "device_reason": "asked for" if plan.device != "auto" else "the first of cuda, mps and cpu that is here",
-            "dtype": str(dtype).removeprefix("torch."),
-            "dtype_reason": dtype_reason,
+            "dtype": begun.dtype,
+            "dtype_reason": begun.why,
         },
     }
 
@@ -204,7 +204,7 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
         "tokens": outcome.tokens,
         "unique_tokens": outcome.unique_tokens,
         "supervised_tokens": outcome.supervised_tokens,
-        "token_budget": execution.TOKEN_BUDGET,
+        "token_budget": outcome.begun.token_budget,
         "packs": outcome.packs,
         "largest_pack": outcome.largest_pack,
         "optimizer": outcome.optimizer,
