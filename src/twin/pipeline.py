@@ -175,9 +175,15 @@ def train(
     facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
     facts |= {"mask": proved, "provenance": rows.provenance, "report_to": list(settings.train.report_to)}
     if dry_run or explain:
-        facts["result"] = record.foreseen(plan, base.folder, built.samples, time.perf_counter() - started, backend)
-        if explain:
-            facts["result"]["explain"] = record.explained(plan, base.folder, rows.train, built.samples, count)
+        would = backend_hf.begin(plan, base.folder, built.samples, backend)
+        facts["result"] = record.foreseen(plan, base.folder, built.samples, would) | {
+            **(
+                {"explain": record.explained(plan, base.folder, rows.train, built.samples, count, would)}
+                if explain
+                else {}
+            ),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
         return TrainedRun(paths, facts, mask=shown)
     job_facts = {
         **plan.model_dump(),

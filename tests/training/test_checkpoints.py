@@ -306,15 +306,10 @@ def interrupt():
 @pytest.mark.parametrize(
     "change",
     [
-        {"dtype": "float99"},
-        {"threads": 0},
-        {"threads": True},
-        {"device": None},
-        {"why": 1},
-        {"threads": "2"},
-        {"backend": "x"},
+        {"dtype": "float99"}, {"threads": 0}, {"threads": True}, {"device": None}, {"why": 1}, {"threads": "2"},
+        {"token_budget": 0}, {"token_budget": None}, {"backend": "x"},
     ],
-)
+)  # fmt: skip
 def test_a_changed_record_of_the_beginning_is_refused(change):
     facts = asdict(HALF)
     assert backend_hf.begun_with(facts) == HALF

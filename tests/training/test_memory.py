@@ -49,7 +49,7 @@ def test_what_is_counted_is_what_a_real_model_saves(folder):
     assert need.weights == 2 * (sum(weight.numel() for weight in real.parameters()) - trained)
     for tokens, targets in ((100, 7), (90, 60)):
         ids, places = torch.zeros(1, tokens, dtype=torch.long), torch.zeros(targets, dtype=torch.long)
-        with memory._counting(real) as counted:
+        with memory.counting(real) as counted:
             logits = real(
                 input_ids=ids, attention_mask=torch.ones_like(ids), logits_to_keep=places, use_cache=False
             ).logits

@@ -30,7 +30,7 @@ from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import backends, execution, lora_products, memory, metrics, trackers
+from twin.training import attention, backends, budget, execution, lora_products, memory, metrics, trackers
 from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece, losses_of_each
@@ -103,7 +103,7 @@ def begin(plan: TrainPlan, folder: Path, samples: Sequence[Sample], backend: Cho
     if device != "cuda":
         if plan.four_bit:
             raise UsageError(f"4-bit weights need a CUDA GPU, and this is trained on {device}.", "Leave them out.")
-        return known
+        return known if device != "cpu" else replace(known, token_budget=_token_budget(folder, plan, samples, dtype))
     if backend.name == UNSLOTH and plan.four_bit is None:  # what it is made for
         plan = plan.model_copy(update={"four_bit": True})
     fit = foresee_memory(plan, folder, samples, torch.cuda.mem_get_info()[0])
@@ -135,6 +135,24 @@ def foresee_memory(plan: TrainPlan, folder: Path, samples: Sequence[Sample], fre
     return memory.fit(need, free_bytes, rows, plan.four_bit, can_pack)
 
 
+def _token_budget(base: Path, plan: TrainPlan, samples: Sequence[Sample], dtype: torch.dtype) -> int:
+    """Return how many tokens a CPU's memory holds at once, where samples are computed as trees."""
+    config = transformers.AutoConfig.from_pretrained(base)
+    if execution.why_no_tree(config):
+        return execution.TOKEN_BUDGET
+    attention.register()
+    first = batches(samples, plan.batch_size, plan.seed)[0]
+    try:
+        with torch.device("meta"):
+            model = transformers.AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention.NAME
+            )
+            model = add_lora(model, plan)
+        return budget.choose(model, first, dtype, budget.free_memory())
+    except (NotImplementedError, TypeError, ValueError, RuntimeError):  # what it computes hangs on its weights
+        return execution.TOKEN_BUDGET
+
+
 def begun_with(facts: Mapping[str, Any]) -> Begun:
     """Return what a run was begun with, as its checkpoints' ``job.json`` says.
 
@@ -146,7 +164,7 @@ def begun_with(facts: Mapping[str, Any]) -> Begun:
     if {name: type(value).__name__ for name, value in facts.items()} != known or not (
         facts["dtype"] in ("bfloat16", "float32")
         and 0 < facts["threads"] <= 4096
-        and facts["token_budget"] > 0
+        and 0 < facts["token_budget"] <= 1 << 20
         and facts["backend"] in (HF, UNSLOTH)
     ):
         raise UsageError("The checkpoint's job.json says oddly what the run was begun with.", "Train again: twin train")

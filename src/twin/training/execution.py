@@ -22,7 +22,7 @@ from twin.training import attention, flex
 from twin.training.padded import Padded, length_groups, padded
 from twin.training.prefix_tree import Pack, pack_within
 
-# Of a piece on a CPU: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into pieces.
+# Of a piece, in tokens, where memory is not known to hold more (see ``budget``): a longer step is cut into pieces.
 TOKEN_BUDGET = 896
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
 _TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
@@ -111,6 +111,7 @@ class PrefixTree:
         output = model(
             input_ids=_on(device, work.input_ids)[None],
             position_ids=_on(device, work.position_ids)[None],
+            attention_mask=_on(device, np.ones_like(work.input_ids))[None],  # else it looks for several texts in one
             prefix_tree=self.attends.prepared(work, dtype, device),
             logits_to_keep=_on(device, predictors),  # logits where something is learned, nowhere else
             use_cache=False,

@@ -239,8 +239,8 @@ def _stand_in(
 
 
 @contextmanager
-def _counting(model: Any) -> Iterator[list[int]]:
-    """Count the bytes that autograd saves inside the block, the model's own weights left out."""
+def counting(model: Any) -> Iterator[list[int]]:
+    """Give a list whose only number grows by the bytes that autograd saves in the block, the weights left out."""
     seen: dict[int, Any] = {}
     own = {weight.untyped_storage()._cdata for weight in (*model.parameters(), *model.buffers())}
     counted = [0]
@@ -261,7 +261,7 @@ def _saved(model: Any, tokens: int, targets: int) -> int:
     model.train()
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     places = torch.zeros(targets, dtype=torch.long, device="meta")
-    with _counting(model) as counted:
+    with counting(model) as counted:
         logits = model(input_ids=ids, attention_mask=ids, logits_to_keep=places, use_cache=False).logits[0]
         torch.nn.functional.cross_entropy(logits.float(), places, reduction="none")
     return counted[0]

@@ -22,7 +22,7 @@ class MasterAdamW(torch.optim.AdamW):
     def __init__(self, working: Sequence[torch.nn.Parameter], **kwargs: Any) -> None:
         self.working = list(working)
         masters = [weight.detach().float().clone().requires_grad_() for weight in self.working]
-        super().__init__(masters, fused=masters[0].is_cuda or None, **kwargs)
+        super().__init__(masters, fused=True, **kwargs)  # a third of the time of the default on a CPU
 
     def _masters(self) -> list[torch.Tensor]:
         return [weight for group in self.param_groups for weight in group["params"]]

@@ -24,8 +24,7 @@ from twin.records import Example, Sample
 from twin.runs import RunPaths, adapter_digests
 from twin.templates import Family
 from twin.training import backend_hf, execution, hardware, metrics
-from twin.training.backend_hf import Trained
-from twin.training.backends import Chosen
+from twin.training.backend_hf import Begun, Trained
 from twin.training.explain import account, systems
 from twin.training.samples import Samples
 
@@ -117,37 +116,42 @@ def describe(
     }
 
 
-def foreseen(
-    plan: TrainPlan, folder: Path, samples: Sequence[Sample], seconds: float, backend: Chosen
-) -> dict[str, Any]:
+def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], begun: Begun) -> dict[str, Any]:
     """Return what a dry run knows: device, optimizer steps, tokens with and without what they share.
 
     Args:
         plan: every setting.
         folder: the base model's checkpoint, of which the configuration is read.
         samples: what is learned.
-        seconds: so far.
-        backend: that would train.
+        begun: what it would be begun with.
     """
-    chosen = execution.foresee(folder)
+    chosen = execution.foresee(folder, begun.token_budget)
     steps = backend_hf.plan_steps(samples, plan, chosen)
     return {
-        "backend": backend.name,
-        "backend_reason": backend.why,
-        "device": backend_hf.choose_device(plan.device),
+        "backend": begun.backend,
+        "backend_reason": begun.backend_why,
+        "device": begun.device,
+        "four_bit": begun.four_bit,
+        "gradient_checkpointing": begun.checkpointing,
+        "memory_reason": begun.memory_why,
+        "predicted_gpu_bytes": begun.predicted_gpu_bytes or None,
         "execution": chosen.name,
         "execution_reason": chosen.why,
         "steps": len(steps),
         "tokens": sum(piece.work.whole for step in steps for piece in step),
         "unique_tokens": sum(piece.work.computed for step in steps for piece in step),
         "supervised_tokens": sum(int(piece.work.weights.sum()) for step in steps for piece in step),
-        "seconds": round(seconds, 3),
         "peak_rss_bytes": peak_rss_bytes(),
     }
 
 
 def explained(
-    plan: TrainPlan, folder: Path, rows: Sequence[Example], samples: Sequence[Sample], count: Callable[[str], int]
+    plan: TrainPlan,
+    folder: Path,
+    rows: Sequence[Example],
+    samples: Sequence[Sample],
+    count: Callable[[str], int],
+    begun: Begun,
 ) -> dict[str, Any]:
     """Return what ``--explain`` tells: what rows share, what each costs, and how it is computed and why.
 
@@ -157,12 +161,11 @@ def explained(
         rows: what is learned.
         samples: made of ``rows``.
         count: the number of tokens of a text.
+        begun: what it would be begun with.
     """
-    told = account(samples, backend_hf.plan_passes(samples, plan), execution.TOKEN_BUDGET)
+    told = account(samples, backend_hf.plan_passes(samples, plan), begun.token_budget)
     chosen = execution.foresee(folder)
     alone = isinstance(chosen, execution.LengthGrouped)
-    device = backend_hf.choose_device(plan.device)
-    dtype, dtype_reason = backend_hf.choose_dtype(device)
     saved = told.shared_system + told.shared_history
     shared = (
         f"rows share {saved / told.tokens:.0%} of their tokens with others of their step, and padded "
@@ -174,10 +177,11 @@ def explained(
         "execution": {
             "name": chosen.name,
             "reason": f"{chosen.why}; all above is what a tree would compute, and is not" if alone else shared,
-            "device": device,
+            "device": begun.device,
             "device_reason": "asked for" if plan.device != "auto" else "the first of cuda, mps and cpu that is here",
-            "dtype": str(dtype).removeprefix("torch."),
-            "dtype_reason": dtype_reason,
+            "dtype": begun.dtype,
+            "dtype_reason": begun.why,
+            "memory_reason": begun.memory_why,
         },
     }
 

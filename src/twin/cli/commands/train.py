@@ -173,6 +173,7 @@ def explain_lines(told: dict[str, Any]) -> list[str]:
         f"  why: {how['reason']}",
         f"  on {how['device']}: {how['device_reason']}",
         f"  in {how['dtype']}: {how['dtype_reason']}",
+        *([f"  memory: {how['memory_reason']}"] if how["memory_reason"] else []),
     ]
 
 
