@@ -27,8 +27,10 @@ from twin.errors import (
     UsageError,
     nearest,
 )
+from twin.processes import place
 
 _ONE_REQUEST_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0  # a launcher ends all processes once one has failed: the first one speaks before that
 
 
 class _TerminatedError(BaseException):
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with _sigterm_raises():
             code = _run(given, output)
+            if code and not place().speaks:
+                time.sleep(_LAST_WORDS_SECONDS)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except _TerminatedError:
@@ -79,6 +83,11 @@ def _run(given: list[str], output: Output) -> int:
 
     from twin.cli.app import app
 
+    if place().size > 1 and (command := next((word for word in given if word[:1] != "-"), "train")) != "train":
+        output.error(
+            UsageError(f"'twin {command}' runs in one process.", "Launch twin train alone in several: docs/many.md")
+        )
+        return EXIT_USAGE
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
     try:
         code = app(args=given, prog_name="twin", standalone_mode=False)

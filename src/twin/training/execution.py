@@ -24,7 +24,7 @@ from twin.training.prefix_tree import Pack, pack_within
 # Of a piece, in tokens: activations of SmolLM2-135M take about 1.5 MB a token, and a longer step is cut into pieces.
 TOKEN_BUDGET = 896
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
-_TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
+TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
 _PROBED = 48  # tokens of each of two samples, put together anew
 # The mean difference of a token's loss, in nats; a model that saw siblings or a wrong place differs by tenths.
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -155,7 +155,7 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
     """
     if reason := why_no_tree(model.config):
         if getattr(model.config, "attn_logit_softcapping", None):
-            model.set_attn_implementation(_TRUTH)
+            model.set_attn_implementation(TRUTH)
         return LengthGrouped(reason)
     probe = _probe(samples[0].input_ids[:_PROBED], samples[-1].input_ids[-_PROBED:])
     window = getattr(model.config, "sliding_window", None)
@@ -163,7 +163,7 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
     if window and len(longest) > window:  # whether each layer keeps to it shows in nothing shorter
         probe.append(Sample("long", "", "chat", longest[: window + _PROBED], 1))
     model.eval()
-    model.set_attn_implementation(_TRUTH)
+    model.set_attn_implementation(TRUTH)
     with torch.no_grad():
         ours = losses_of_each(LengthGrouped(""), model, probe, dtype)
         attention.register()
@@ -178,7 +178,7 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> Executi
                 same = f"a probe gave the losses of the model's own attention (to {difference:.1g} nats a token)"
                 return PrefixTree(same)
             reason = f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)"
-    model.set_attn_implementation(_TRUTH)
+    model.set_attn_implementation(TRUTH)
     return LengthGrouped(reason)
 
 
