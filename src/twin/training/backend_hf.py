@@ -493,7 +493,10 @@ def _load(job: Job) -> tuple[Any, Execution]:
     if world.sharded:
         many.shard(base, job.begun.device)
     base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
-    return add_lora(base, job.plan), chosen
+    model = add_lora(base, job.plan)
+    if world.sharded:
+        many.keep_sharded(model)
+    return model, chosen
 
 
 def _save(model: Any, job: Job) -> None:
@@ -619,7 +622,6 @@ def _trainer(
         dataloader_pin_memory=False,
         seed=plan.seed + many.world().rank,  # of dropout alone: processes that dropped the same would add noise up
         ddp_find_unused_parameters=False,
-        ddp_broadcast_buffers=False,
     )
     arguments._n_gpu = 1  # else transformers would put a step for each GPU into one batch
     trainer = StepTrainer(

@@ -21,6 +21,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
 
 from twin.errors import MachineError, StepError, TwinError, UsageError
 from twin.processes import place
@@ -264,6 +266,12 @@ def shard(model: Any, device: str) -> None:
         if type(module).__name__ in names:
             fully_shard(module, mesh=mesh)
     fully_shard(model, mesh=mesh)
+
+
+def keep_sharded(model: Any) -> None:
+    """Tell DDP, which averages the gradients of what is trained, to leave the shares of the base model alone."""
+    names = [name for name, weight in model.named_parameters(remove_duplicate=False) if isinstance(weight, DTensor)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
 
 
 def same_execution(model: Any, chosen: Execution) -> Execution:
