@@ -487,6 +487,7 @@ def _load(job: Job) -> tuple[Any, Execution]:
     """Return the base model with fresh LoRA weights, and how samples are computed with it, in all processes alike."""
     world, dtype = many.world(), job.begun.torch_dtype
     with world.together():
+        many.take_device(job.begun.device)
         base = load_model(job.base, "cpu" if world.sharded else job.begun.device, dtype)
         chosen = execution.choose(base, job.train, dtype)
     chosen = many.same_execution(base, chosen)
@@ -622,6 +623,7 @@ def _trainer(
         dataloader_pin_memory=False,
         seed=plan.seed + many.world().rank,  # of dropout alone: processes that dropped the same would add noise up
         ddp_find_unused_parameters=False,
+        log_level_replica="error",  # of the other processes, as of this one
     )
     arguments._n_gpu = 1  # else transformers would put a step for each GPU into one batch
     trainer = StepTrainer(

@@ -23,6 +23,7 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from twin import files, runs
 from twin.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, MachineError, StoppedError
@@ -321,3 +322,9 @@ class CheckpointTrainer(transformers.Trainer):
         self.masters.working = trained
         best = Path(resume_from_checkpoint) / _BEST
         self._best = load_file(best) if best.exists() else {}
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both; in several processes transformers would load them to a "cpu:0" that PyTorch does not know."""
+        if checkpoint is not None:
+            for name, holder in ((OPTIMIZER_NAME, self.optimizer), (SCHEDULER_NAME, self.lr_scheduler)):
+                holder.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))

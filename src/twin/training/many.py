@@ -167,7 +167,6 @@ def joined() -> Iterator[World]:
 
     Raises:
         UsageError: the launcher was asked for a way to train that twin does not have.
-        MachineError: more processes than GPUs.
     """
     global _world  # noqa: PLW0603 - torch.distributed's own groups are the process's too
     here = place()
@@ -177,13 +176,8 @@ def joined() -> Iterator[World]:
     for variable, name in _OTHERS.items():
         if _is_set(variable):
             raise UsageError(f"twin does not train with {name}.", "Launch it with torchrun, or with DDP or FSDP.")
-    gpus = torch.cuda.device_count()
-    if gpus:
-        if here.local_rank >= gpus:
-            raise MachineError(f"There are {gpus} GPUs here, and more processes.", f"--nproc-per-node {gpus}")
-        torch.cuda.set_device(here.local_rank)
     fsdp = os.environ.pop(_FSDP, None)  # twin shards by itself: only what is never trained
-    dist.init_process_group("cpu:gloo,cuda:nccl" if gpus else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     _world = World(here.rank, here.size, here.local_rank, _true(fsdp), group)
     try:
@@ -253,6 +247,22 @@ def _send_folder(source: Path, to: Path | None) -> Path:
 # ---------------------------------------------------------------- how it is computed
 
 
+def take_device(device: str) -> None:
+    """Give this process a GPU of its own.
+
+    Raises:
+        MachineError: there are more processes than GPUs here, or several were started for Apple's only one.
+    """
+    if _world.size == 1 or device == "cpu":
+        return
+    gpus = torch.cuda.device_count() if device == "cuda" else 1
+    if device != "cuda" or _world.local_rank >= gpus:
+        raise MachineError(
+            f"There are more processes than GPUs here ({gpus}).", f"Start as many: --nproc-per-node {gpus}"
+        )
+    torch.cuda.set_device(_world.local_rank)
+
+
 def shard(model: Any, device: str) -> None:
     """Leave of each weight of the base model a share in each process (FSDP2), gathered layer by layer when needed.
 
@@ -265,7 +275,8 @@ def shard(model: Any, device: str) -> None:
     for module in model.modules():
         if type(module).__name__ in names:
             fully_shard(module, mesh=mesh)
-    fully_shard(model, mesh=mesh)
+    # By default the root keeps what it gathered, until saving in the first process gives it up there alone.
+    fully_shard(model, mesh=mesh, reshard_after_forward=True)
 
 
 def keep_sharded(model: Any) -> None:
