@@ -26,8 +26,8 @@ BUDGET = 11  # tokens of a piece: a step has several
 SECONDS = 120
 
 
-def plan_for(**settings):
-    return plan_of(**settings).model_copy(update={"lora_dropout": 0.0})
+def plan_for():
+    return plan_of(epochs=2).model_copy(update={"lora_dropout": 0.0})
 
 
 def work(base, folder, plan, reporter=None):
@@ -163,7 +163,7 @@ def keeps_its_gradients(rank, base, plan):
     Accelerator.prepare = lambda self, *given: given if len(given) > 1 else given[0]  # no DDP
 
 
-@pytest.mark.parametrize("wrong", [drops_its_pieces, keeps_its_gradients])
+@pytest.mark.parametrize("wrong", [drops_its_pieces, pytest.param(keeps_its_gradients, marks=pytest.mark.slow)])
 def test_a_process_that_leaves_something_out_gives_another_adapter(together, alone, tmp_path, wrong):
     together(change=wrong, plan=plan_for())
     assert apart(alone[0], tmp_path / "run") > 1e-2
@@ -187,6 +187,7 @@ def sees_shares(rank, base, plan):
     many.keep_sharded = keep
 
 
+@pytest.mark.slow
 def test_with_fsdp_each_process_holds_a_share_of_the_base_model_and_the_adapter_is_that_of_one(
     together, alone, tmp_path
 ):
@@ -201,11 +202,12 @@ def ends_at(who, step, rank, base, plan):
     return base, plan, reporter
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
-@pytest.mark.parametrize("fsdp", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["DDP", "FSDP"])
+@pytest.mark.parametrize("fsdp", [False, True], ids=["DDP", "FSDP"])
 def test_a_signal_to_any_process_ends_all_after_the_same_step_and_they_go_on(together, alone, base, tmp_path, fsdp):
     told = together(change=partial(ends_at, 1, 13), fsdp=fsdp)
-    assert told == [{"error": "Training stopped after step 13 of 30, which is kept.", "code": 143}] * 2
+    assert told == [{"error": "Training stopped after step 13 of 20, which is kept.", "code": 143}] * 2
     (kept,) = (tmp_path / "run/checkpoints").glob("checkpoint-*")
     assert {file.name for file in kept.glob("rng*")} == {"rng_state_0.pth", "rng_state_1.pth"}
     assert_as_alone(together(fsdp=fsdp), alone, tmp_path / "run")
@@ -214,7 +216,7 @@ def test_a_signal_to_any_process_ends_all_after_the_same_step_and_they_go_on(tog
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_one_process_goes_on_where_two_stopped(together, alone, base, tmp_path, monkeypatch):
-    together(change=partial(ends_at, 0, 23))
+    together(change=partial(ends_at, 0, 13))
     monkeypatch.setattr(execution, "TOKEN_BUDGET", BUDGET)
     done = work(base, tmp_path / "run", plan_for())
     assert (done.done_steps, done.best_step) == (7, alone[1].best_step)
