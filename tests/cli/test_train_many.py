@@ -23,7 +23,7 @@ ACCELERATE = (
     "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--main_process_port", "0", "-m", "twin",
 )  # fmt: skip
 SECONDS = 200
-OPTIONS = ("--epochs", "3", "--batch-size", "2", "--lora-r", "4", "--device", "cpu", "--seed", "1")
+OPTIONS = ("--epochs", "2", "--batch-size", "4", "--lora-r", "4", "--device", "cpu", "--seed", "1")
 
 
 def launch(launcher: tuple[str, ...], *arguments: str) -> subprocess.Popen[str]:
@@ -46,7 +46,7 @@ def test_torchrun_is_stopped_accelerate_goes_on_and_it_is_as_one_process(
     twin: Twin, brain: Callable[..., Path], tmp_path: Path, smollm2: Path
 ) -> None:
     base = save_model(tmp_path / "tiny-llama", smollm2)
-    brain(messages=96)
+    brain(messages=64)
     assert twin("export", "--person", "Ada", "--validation-split", "0.25", "--quiet").returncode == 0
     shutil.rmtree("brain")
     train = ("train", "--model", str(base), *OPTIONS)

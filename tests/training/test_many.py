@@ -106,7 +106,7 @@ def together(context, base, tmp_path):
         hung = [one.kill() for one in started if one.is_alive()]
         assert not hung
         own = [folder.with_name(f"{name}-{rank}") for rank in range(size)]  # nothing is written but by the first
-        assert all([file.name for file in one.iterdir()] == ["told.json"] for one in own[1:])
+        assert all({file.name for file in one.iterdir()} <= {"told.json", "base"} for one in own[1:])
         return [json.loads((one / "told.json").read_text()) for one in own]
 
     return run
@@ -163,7 +163,8 @@ def keeps_its_gradients(rank, base, plan):
     Accelerator.prepare = lambda self, *given: given if len(given) > 1 else given[0]  # no DDP
 
 
-@pytest.mark.parametrize("wrong", [drops_its_pieces, pytest.param(keeps_its_gradients, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("wrong", [drops_its_pieces, keeps_its_gradients])
 def test_a_process_that_leaves_something_out_gives_another_adapter(together, alone, tmp_path, wrong):
     together(change=wrong, plan=plan_for())
     assert apart(alone[0], tmp_path / "run") > 1e-2
@@ -229,6 +230,15 @@ def lacks_the_base(rank, base, plan):
 
 def fails_in_the_first(rank, base, plan):
     return base, plan.model_copy(update={"target_modules": ["nothing"]}), Silent()
+
+
+def has_another_base(rank, base, plan):
+    return (save_base(Path("base"), nan_token=5) if rank else base), plan, Silent()
+
+
+def test_another_base_model_on_another_machine_is_refused(together, alone):
+    told = together(change=has_another_base)
+    assert told == [{"error": "The base model's weights are not the same for all processes.", "code": 2}] * 2
 
 
 def test_what_fails_in_one_process_is_said_in_all(together):

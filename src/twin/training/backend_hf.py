@@ -490,6 +490,7 @@ def _load(job: Job) -> tuple[Any, Execution]:
         many.take_device(job.begun.device)
         base = load_model(job.base, "cpu" if world.sharded else job.begun.device, dtype)
         chosen = execution.choose(base, job.train, dtype)
+    many.same_weights(base)
     chosen = many.same_execution(base, chosen)
     if world.sharded:
         many.shard(base, job.begun.device)

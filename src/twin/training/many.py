@@ -92,20 +92,20 @@ class World:
                 raise error or wrong
         return [given for given, _ in told]
 
-    def share(self, make: Callable[[], _T]) -> _T:
+    def share(self, make: Callable[[], _T] | None) -> _T:
         """Return in each process what ``make`` returns in the first, the only one to call it."""
-        if self.size == 1:
-            return make()
         told: list[Any] = [None]
         with self.together():
-            if self.first:
+            if self.first and make:
                 told = [make()]
+        if self.size == 1:
+            return told[0]  # type: ignore[no-any-return]
         dist.broadcast_object_list(told, src=0, group=self.group)
         return told[0]  # type: ignore[no-any-return]
 
     @contextmanager
     def together(self) -> Iterator[None]:
-        """End the block in all processes alike: an error in one is raised in each. No exchange inside."""
+        """End the block in all processes alike: an error in one is raised in each."""
         wrong: Exception | None = None
         try:
             yield
@@ -206,8 +206,7 @@ def _is_set(variable: str) -> bool:
 def lead(job: Job) -> Job:
     """Tell the others what is trained; return it. Called by the first process, ``follow`` by all others."""
     told = _world.share(lambda: job)
-    with _world.together():  # the others fetch the base model, one on each machine
-        pass
+    _world.exchange(None)  # one on each machine has the base model
     if job.checkpoint:
         _send_folder(job.checkpoint, None)
     return told
@@ -220,17 +219,13 @@ def follow(fetch: Callable[[str], Path]) -> Iterator[Job]:
     Args:
         fetch: the folder of a base model, fetched where it has to be.
     """
-    job: Job = _world.share(_nobody_asks)
+    job: Job = _world.share(None)
     with _world.together():
         if _world.local_rank == 0:
             fetch(job.plan.model)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = job.checkpoint and _send_folder(job.checkpoint, Path(folder))
         yield replace(job, base=fetch(job.plan.model), checkpoint=checkpoint, report_to=())
-
-
-def _nobody_asks() -> Any:
-    raise AssertionError
 
 
 def _send_folder(source: Path, to: Path | None) -> Path:
@@ -283,6 +278,21 @@ def keep_sharded(model: Any) -> None:
     """Tell DDP, which averages the gradients of what is trained, to leave the shares of the base model alone."""
     names = [name for name, weight in model.named_parameters(remove_duplicate=False) if isinstance(weight, DTensor)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, names)
+
+
+def same_weights(model: Any) -> None:
+    """Refuse a base model that is another one on another machine: each would compute gradients of its own.
+
+    Raises:
+        UsageError: the bytes of a weight add up to something else there.
+    """
+    if _world.size > 1:
+        bytes_of = (weight.detach().contiguous().reshape(-1).view(torch.uint8) for weight in model.parameters())
+        if len(set(_world.exchange(tuple(int(one.sum(dtype=torch.int64)) for one in bytes_of)))) > 1:
+            raise UsageError(
+                "The base model's weights are not the same for all processes.",
+                "Fetch them again on the machine where they are older.",
+            )
 
 
 def same_execution(model: Any, chosen: Execution) -> Execution:
