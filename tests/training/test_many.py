@@ -107,7 +107,7 @@ def together(context, base, tmp_path):
         assert not hung
         own = [folder.with_name(f"{name}-{rank}") for rank in range(size)]  # nothing is written but by the first
         assert all({file.name for file in one.iterdir()} <= {"told.json", "base"} for one in own[1:])
-        return [json.loads((one / "told.json").read_text()) for one in own]
+        return [json.loads((one / "told.json").read_text()) for one in own if (one / "told.json").exists()]
 
     return run
 
@@ -230,6 +230,20 @@ def lacks_the_base(rank, base, plan):
 
 def fails_in_the_first(rank, base, plan):
     return base, plan.model_copy(update={"target_modules": ["nothing"]}), Silent()
+
+
+def is_killed(rank, base, plan):
+    return base, plan, At(14, lambda: os.kill(os.getpid(), signal.SIGKILL)) if rank else Silent()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
+def test_the_first_one_does_not_wait_for_one_that_was_killed(together, alone, tmp_path):
+    (told,) = together(change=is_killed)
+    assert told == {"error": "Another process of this training ended.", "code": 3}
+    (kept,) = (tmp_path / "run/checkpoints").glob("checkpoint-*")
+    assert kept.name == "checkpoint-10"
+    assert_as_alone(together(), alone, tmp_path / "run")
 
 
 def has_another_base(rank, base, plan):

@@ -38,7 +38,10 @@ _T = TypeVar("_T")
 _R = TypeVar("_R")
 # How long one waits for the first to fetch a base model and check every row; one that ended is noticed at once.
 _PATIENCE = timedelta(days=1)
-_GONE = ("Another process of this training ended.", "Its own lines, or the launcher's, say why.")
+_GONE = (
+    "Another process of this training ended.",
+    "Its own lines, or the launcher's, say why. Then go on with --resume-from auto.",
+)
 _FSDP = "ACCELERATE_USE_FSDP"
 _OTHERS = {"ACCELERATE_USE_DEEPSPEED": "DeepSpeed", "ACCELERATE_USE_MEGATRON_LM": "Megatron-LM"}
 
@@ -130,13 +133,19 @@ class World:
 
     @contextmanager
     def stepping(self, *alike: type[Exception]) -> Iterator[None]:
-        """Let an error that is not ``alike`` in all processes end this one: the others wait for its gradients."""
+        """Let an error that is not ``alike`` in all processes end this one: the others wait for its gradients.
+
+        Raises:
+            MachineError: another process is gone.
+        """
         try:
             yield
         except alike:
             raise
-        except Exception:
+        except Exception as error:
             self._over = True
+            if isinstance(error, dist.DistError) or (type(error) is RuntimeError and "gloo" in str(error)):
+                raise MachineError(*_GONE) from None
             raise
 
     def _leave(self, error: Exception) -> None:
