@@ -213,12 +213,13 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
     trainer = backend_hf.StepTrainer(
         model=model,
         args=arguments,
-        train_dataset=pieces,
-        data_collator=lambda items: {"pieces": items[0]},
+        train_dataset=range(len(pieces)),
+        data_collator=lambda items: {"step": items[0]},
         optimizers=(optimizer, transformers.get_constant_schedule(optimizer)),
     )
     trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-    trainer.execution, trainer.model_dtype = chosen, setup.dtype
+    trainer.execution, trainer.model_dtype, trainer.masters = chosen, setup.dtype, optimizer
+    trainer.steps, trainer.samples = pieces, setup.steps
     losses = keep_losses(trainer)
     trainer.train()
     took = clock.read()

@@ -20,7 +20,8 @@ from twin import __version__, files, prompt, prove, runs
 from twin.curate import export, find_sources, need
 from twin.errors import GateError, MachineError, StepError, TwinError, UsageError
 from twin.presets import TrainPlan, load_preset, plan_training
-from twin.progress import Reporter, release_memory
+from twin.processes import place
+from twin.progress import Reporter, Silent, release_memory
 from twin.records import Example
 from twin.results import AppEnv, Foreseen, Made, Masked, Registered, Survival, TrainedRun, Whole
 from twin.runs import DatasetPaths, RunPaths
@@ -133,6 +134,36 @@ def train(
         UsageError: a checkpoint of something else, which is named; and what the other parts say of settings and files.
         MachineError, GateError: see ``preflight``.
     """
+    if place().size == 1 or dry_run or explain:
+        return _train(settings, reporter, output, dry_run, go_on, explain, show_mask, see)
+    from twin.training import many
+
+    with many.joined() as world:
+        if not world.first:
+            _help_train()
+        return world.share(lambda: _train(settings, reporter, output, False, go_on, False, show_mask, see))
+
+
+def _help_train() -> None:
+    """Train beside the first process, which says what; nothing but the base model is read on this machine."""
+    from twin import basemodel
+    from twin.training import backend_hf, many
+
+    with many.follow(lambda name: basemodel.resolve(name, Silent()).folder) as job:
+        backend_hf.train(job, Silent())
+
+
+def _train(
+    settings: Settings,
+    reporter: Reporter,
+    output: Path | None,
+    dry_run: bool,
+    go_on: bool,
+    explain: bool,
+    show_mask: int,
+    see: Callable[[Sequence[Masked]], None],
+) -> TrainedRun:
+    """Train as ``train`` says; in the first of several processes, which the others help."""
     from twin import basemodel
     from twin.dataset import rows as dataset_rows
     from twin.training import backends
@@ -152,7 +183,7 @@ def train(
     with reporter.task("Loading the training libraries"), stdout_to_stderr():
         backend = backends.ready(plan, base.folder, trains=not (dry_run or explain))  # Unsloth has to be first
         from twin.evaluate.likelihood import compare
-        from twin.training import backend_hf, record
+        from twin.training import backend_hf, many, record
         from twin.training.samples import build_samples
         from twin.training.tokenizer import load_tokenizer
     tokenizer = load_tokenizer(base.folder)
@@ -201,7 +232,7 @@ def train(
             base.folder, base.hub_id, plan, built.samples, held_out.samples if held_out else (), paths.checkpoints,
             scratch, backend_hf.begun_with(begun), checkpoint, tuple(settings.train.report_to),
         )  # fmt: skip
-        outcome = backend_hf.train(job, reporter)
+        outcome = backend_hf.train(many.lead(job), reporter)
         change = asdict(compare(outcome.before, outcome.after)) if held_out else None
         facts["result"] = record.result(outcome, change, time.perf_counter() - started)
         record.install(paths, scratch, family, facts, outcome)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from unicodedata import category
 
 from twin.errors import MachineError, StoppedError, TwinError
+from twin.processes import place
 from twin.progress import Figures, Silent, Task
 
 if TYPE_CHECKING:
@@ -129,7 +130,7 @@ class Output:
 
     def reporter(self) -> Any:
         """Return where progress goes."""
-        return Silent() if self.quiet else ConsoleReporter(self.verbose)
+        return Silent() if self.quiet or not place().speaks else ConsoleReporter(self.verbose)
 
     def result(self, data: dict[str, Any], lines: list[str]) -> None:
         """Print a command's result: the object, or lines for people."""
@@ -156,12 +157,14 @@ class Output:
 
     def hint(self, text: str) -> None:
         """Print what to type next, on stderr."""
-        if not (self.quiet or self.json):
+        if place().speaks and not (self.quiet or self.json):
             stderr_console().print(printable(f"Next: {text}"), markup=False)
 
     def error(self, error: TwinError) -> None:
         """Print what went wrong: a sentence and a hint, or the object."""
-        if self.json:
+        if not place().complains:
+            return
+        if self.json and place().speaks:
             said = {"error": error.message, "hint": error.hint}  # a file's name in it may be no Unicode
             whole = {key: text.encode("utf-8", "replace").decode() for key, text in said.items()}
             self._json({**whole, "exit_code": error.exit_code})
@@ -175,6 +178,8 @@ class Output:
 
     def interrupted(self, exit_code: int) -> None:
         """Print that Ctrl-C, or another program, ended the command."""
+        if not place().complains:
+            return
         kept = "What was finished is kept. twin run goes on from there; twin train does with --resume-from auto."
         sys.stderr.write(f"\nInterrupted. {kept}\n")
         if self.json:
@@ -188,6 +193,8 @@ class Output:
 
     @staticmethod
     def _write(data: bytes) -> None:
+        if not place().speaks:
+            return
         sys.stdout.flush()
         try:
             sys.stdout.buffer.write(data)

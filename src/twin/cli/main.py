@@ -27,8 +27,10 @@ from twin.errors import (
     UsageError,
     nearest,
 )
+from twin.processes import place
 
 _ONE_REQUEST_SECONDS = 1.0
+_LAST_WORDS_SECONDS = 1.0  # a launcher ends all processes once one has failed: the first one speaks before that
 
 
 class _TerminatedError(BaseException):
@@ -42,6 +44,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with _sigterm_raises():
             code = _run(given, output)
+            if code and not place().speaks:
+                time.sleep(_LAST_WORDS_SECONDS)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
     except _TerminatedError:
@@ -79,6 +83,9 @@ def _run(given: list[str], output: Output) -> int:
 
     from twin.cli.app import app
 
+    if refused := _refused(given):
+        output.error(refused)
+        return refused.exit_code
     usage_error: type[Exception] = typer.BadParameter.__bases__[0]
     try:
         code = app(args=given, prog_name="twin", standalone_mode=False)
@@ -98,6 +105,15 @@ def _run(given: list[str], output: Output) -> int:
     if code == EXIT_INTERRUPTED:  # Typer returns it for Ctrl-C inside a command, and says nothing
         raise KeyboardInterrupt
     return int(code or EXIT_OK)
+
+
+def _refused(given: list[str]) -> UsageError | None:
+    """Return what to say where a launcher started several processes of a command that is one's."""
+    command = next((word for word in given if word[:1] != "-"), "train")
+    if place().size == 1 or command == "train":
+        return None
+    alone = "Launch twin train alone in several: torchrun --nproc-per-node 2 -m twin train"
+    return UsageError(f"'twin {command}' runs in one process.", alone)
 
 
 def _again(given: list[str]) -> str:

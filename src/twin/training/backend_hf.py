@@ -25,12 +25,12 @@ import transformers
 from safetensors import SafetensorError
 
 from twin import files
-from twin.errors import GateError, MachineError, StepError, TwinError, UsageError
+from twin.errors import GateError, MachineError, StepError, StoppedError, TwinError, UsageError
 from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import attention, backends, budget, execution, lora_products, memory, metrics, trackers
+from twin.training import attention, backends, budget, execution, lora_products, many, memory, metrics, trackers
 from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.execution import Execution, Piece, losses_of_each
@@ -179,7 +179,8 @@ class Trained:
     ``logs`` has one entry an optimizer step, losses in nats a supervised token. ``seconds`` and ``done_steps`` are of
     this process alone, where it went on from a checkpoint. ``planned_steps`` are more than ``steps`` where training
     ended early; the adapter is of ``best_step``. ``optimizer`` is its settings; ``largest_pack`` and ``token_budget``
-    in tokens, and whether layers are computed again, as they were at the end.
+    in tokens, and whether layers are computed again, as they were at the end; ``processes`` are those that trained
+    together.
     """
 
     begun: Begun
@@ -204,6 +205,7 @@ class Trained:
     token_budget: int
     checkpointing: bool
     peak_gpu_bytes: int | None
+    processes: int
 
 
 def choose_device(wanted: str) -> str:
@@ -267,7 +269,10 @@ class StepTrainer(CheckpointTrainer):
     samples: Sequence[Sequence[Sample]]
 
     def training_step(self, model: torch.nn.Module, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
-        """Add up the gradients of a step's pieces; return the mean loss over its supervised tokens."""
+        """Add up the gradients of a step's pieces; return the mean loss over its supervised tokens.
+
+        Of several processes each computes its share of the pieces; their gradients are averaged once, behind the last.
+        """
         model.train()
         number = inputs["step"]
         while True:
@@ -276,20 +281,27 @@ class StepTrainer(CheckpointTrainer):
                 total = self._add_up(model, pieces)
                 break
             except torch.OutOfMemoryError:
-                pass  # its frames hold what is to be freed
+                if self.world.size > 1:  # the others are ahead: no step is done again
+                    raise MachineError(
+                        "The GPU's memory is full.", "Take a lower --max-length, a smaller preset or --four-bit."
+                    ) from None
+            # Behind the block, whose frames hold what is to be freed.
             self.masters.zero_grad()
             torch.cuda.empty_cache()
             self._halve(model, number, max(piece.work.computed for piece in pieces))
+        total = sum(self.world.exchange(total), torch.zeros(()))
         self.check_finite(total)
         return total.to(self.args.device)
 
-    def _add_up(self, model: torch.nn.Module, pieces: Sequence[Piece]) -> torch.Tensor:
-        supervised = sum(int(work.weights.sum()) for work, _ in pieces)
+    def _add_up(self, model: torch.nn.Module, step: Sequence[Piece]) -> torch.Tensor:
+        supervised = sum(int(work.weights.sum()) for work, _ in step)
+        pieces = many.share(step)
         total = torch.zeros(())
-        for work, _ in pieces:
-            losses = self.execution.losses(model, work, self.model_dtype)
-            loss = (losses * torch.from_numpy(work.weights).to(losses.device)).sum() / supervised
-            self.accelerator.backward(loss)
+        for place, (work, _) in enumerate(pieces, 1):
+            with nullcontext() if place == len(pieces) else self.accelerator.no_sync(model):
+                losses = self.execution.losses(model, work, self.model_dtype)
+                loss = (losses * torch.from_numpy(work.weights).to(losses.device)).sum() / supervised
+                self.accelerator.backward(loss * self.world.size)
             total += loss.detach().cpu()
         return total
 
@@ -322,9 +334,9 @@ class StepTrainer(CheckpointTrainer):
                 "Close what else uses the GPU, or take a lower --max-length or a smaller preset.",
             )
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        """Keep the order that was planned: shuffling was done by conversations, from the seed."""
-        return torch.utils.data.SequentialSampler(self.train_dataset)
+    def get_train_dataloader(self) -> Any:
+        """Give every process every step, in the order that was planned."""
+        return torch.utils.data.DataLoader(self.train_dataset, collate_fn=self.data_collator)
 
 
 class _Log(transformers.TrainerCallback):
@@ -422,7 +434,7 @@ def load_model(folder: Path, device: str, dtype: torch.dtype, four_bit: bool = F
         use_safetensors=True,
         trust_remote_code=False,
         quantization_config=packed if four_bit else None,
-        device_map={"": device} if device == "cuda" else None,  # straight there, tensor by tensor
+        device_map={"": torch.cuda.current_device()} if device == "cuda" else None,  # straight there, tensor by tensor
     )
     return model if device == "cuda" else model.to(device)
 
@@ -485,7 +497,10 @@ def plan_passes(samples: Sequence[Sample], plan: TrainPlan) -> list[list[list[Sa
 
 def plan_steps(samples: Sequence[Sample], plan: TrainPlan, execution: Execution) -> list[list[Piece]]:
     """Return the pieces of each optimizer step."""
-    return [execution.cut(batch) for batch in chain.from_iterable(plan_passes(samples, plan))]
+    return [
+        [piece for part in many.parts(batch) for piece in execution.cut(part)]
+        for batch in chain.from_iterable(plan_passes(samples, plan))
+    ]
 
 
 def held_out(
@@ -534,16 +549,29 @@ class Job:
 
 
 def load(job: Job) -> tuple[Any, Execution]:
-    """Return a job's base model with fresh LoRA weights, and how samples are computed with it.
+    """Return a job's base model with fresh LoRA weights, and how samples are computed with it; in all processes alike.
 
     Raises:
         GateError: see ``check_targets``.
+        UsageError: weights of 4 bits are to be sharded.
+        MachineError: there are more processes than GPUs.
     """
-    begun = job.begun
-    base = load_model(job.base, begun.device, begun.torch_dtype, begun.four_bit)
-    chosen = execution.choose(base, job.train, begun.torch_dtype, begun.token_budget)
+    world, begun = many.world(), job.begun
+    with world.together():
+        if world.sharded and begun.four_bit:
+            raise UsageError("Weights of 4 bits can't be sharded (FSDP).", "Launch with DDP, or use --no-four-bit.")
+        many.take_device(begun.device)
+        where = "cpu" if world.sharded else begun.device
+        base = load_model(job.base, where, begun.torch_dtype, begun.four_bit)
+        chosen = execution.choose(base, job.train, begun.torch_dtype, begun.token_budget)
+    many.same_weights(base)
+    chosen = many.same_execution(base, chosen)
+    if world.sharded:
+        many.shard(base, begun.device)
     base.config._name_or_path = job.base_name  # trackers are told of it: no folder of this machine
     model = add_lora(base, job.plan)
+    if world.sharded:
+        many.keep_sharded(model)
     if begun.checkpointing:
         compute_again(model)
     return model, chosen
@@ -577,20 +605,27 @@ def train(job: Job, reporter: Reporter) -> Trained:
 def _train(job: Job, reporter: Reporter) -> Trained:
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    plan = job.plan
-    job.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
+    plan, world = job.plan, many.world()
+    if world.first:
+        job.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
     device, dtype = job.begun.device, job.begun.torch_dtype
     with reporter.task("Loading the base model"):
         model, chosen = backends.loader(job.begun.backend)(job)
     if isinstance(chosen, execution.LengthGrouped):
         reporter.say(f"Nothing is shared between samples: {chosen.why}")
-    _need_disk(job, model)
+    with world.together():
+        if world.first:
+            _need_disk(job, model)
     steps = plan_steps(job.train, plan, chosen)
     every, drawn = 0, list[Sample]()
     if plan.early_stopping_patience:
         every, drawn = plan_measuring(job.train, job.held_out, len(steps), plan.epochs, plan.seed)
-    with reporter.task("Held-out loss before", len(job.held_out)) as task:
-        before = held_out(model, job.held_out, chosen, dtype, task.advance)
+
+    def score(samples: Sequence[Sample], tick: Callable[[int], None], way: Execution = chosen) -> list[Scored]:
+        return world.spread(samples, lambda group: held_out(model, group, way, dtype, tick), _EVAL_BATCH)
+
+    with reporter.task("Held-out loss before", world.share_of(len(job.held_out))) as task:
+        before = score(job.held_out, task.advance)
     if before and not math.isfinite(_mean(before)):
         rows = _named(_broken(model, job.held_out, chosen, dtype))
         raise StepError(
@@ -608,27 +643,20 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         log = _Log(task, reporter, steps, job.checkpoints / METRICS, earlier)
         trainer = _trainer(
             model, steps, chosen, job, dtype, log, every,
-            lambda: _mean(held_out(model, drawn, trainer.execution, dtype, lambda _: None)), reporter.say,
+            lambda: _mean(score(drawn, lambda _: None, trainer.execution)), reporter.say,
         )  # fmt: skip
         started = time.perf_counter()
         try:
-            trainer.run(job.checkpoint)
+            with world.stepping(NotFiniteError, StoppedError):
+                trainer.run(job.checkpoint)
         except NotFiniteError as error:
             raise _why_no_number(error, trainer, job) from None
         seconds = time.perf_counter() - started
     best_step, best_why = trainer.take_best(), _why_best(trainer, len(drawn), len(job.held_out))
-    with reporter.task("Held-out loss after", len(job.held_out)) as task:
-        after = held_out(model, job.held_out, trainer.execution, dtype, task.advance)
-    try:
-        model.save_pretrained(job.save_to, safe_serialization=True)
-        # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
-        config = files.read_json(job.save_to / "adapter_config.json")
-        files.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
-    except (OSError, SafetensorError, MachineError) as error:
-        raise MachineError(
-            f"The adapter could not be written: {str(error).rstrip('.')}.",
-            "Free some space and go on with --resume-from auto.",
-        ) from None
+    with reporter.task("Held-out loss after", world.share_of(len(job.held_out))) as task:
+        after = score(job.held_out, task.advance, trainer.execution)
+    if world.first:
+        _save(model, job)
     done = trainer.state.global_step
     works = [piece.work for step in trainer.steps[:done] for piece in step]
     lines = log.lines or metrics.until(done, earlier, trainer.state.log_history)  # no step was left to do
@@ -655,7 +683,26 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         token_budget=trainer.execution.token_budget,
         checkpointing=model.is_gradient_checkpointing,
         peak_gpu_bytes=_peak_gpu_bytes(device),
+        processes=world.size,
     )
+
+
+def _save(model: Any, job: Job) -> None:
+    """Write the adapter's two files.
+
+    Raises:
+        MachineError: the disk is full.
+    """
+    try:
+        model.save_pretrained(job.save_to, safe_serialization=True)
+        # Only now: with a hub id in it, each save would ask the hub whether the vocabulary grew.
+        config = files.read_json(job.save_to / "adapter_config.json")
+        files.write_json(job.save_to / "adapter_config.json", config | {"base_model_name_or_path": job.base_name})
+    except (OSError, SafetensorError, MachineError) as error:
+        raise MachineError(
+            f"The adapter could not be written: {str(error).rstrip('.')}.",
+            "Free some space and go on with --resume-from auto.",
+        ) from None
 
 
 def _need_disk(job: Job, model: Any) -> None:
@@ -690,7 +737,7 @@ def _why_no_number(error: NotFiniteError, trainer: StepTrainer, job: Job) -> Ste
     """Return what to say of a step whose loss or gradient is no number: its rows, and which weights are kept."""
     rows = list(chain.from_iterable(plan_passes(job.train, job.plan)))[trainer.state.global_step]
     broken = _broken(trainer.model, rows, trainer.execution, trainer.model_dtype)
-    kept = trainer.kept_step()
+    kept = trainer.world.share(trainer.kept_step)
     weights = f"The weights of step {kept} are in {job.checkpoints / f'checkpoint-{kept}'}. " if kept else ""
     change = f"Take {_named(broken)} out" if broken else f"Lower --learning-rate {job.plan.learning_rate:g}"
     return StepError(
@@ -761,7 +808,9 @@ def _trainer(
         use_cpu=job.begun.device == "cpu",
         remove_unused_columns=False,
         dataloader_pin_memory=False,
-        seed=plan.seed,
+        seed=plan.seed + many.world().rank,  # of dropout alone: processes that dropped the same would add noise up
+        ddp_find_unused_parameters=False,
+        log_level_replica="error",  # of the other processes, as of this one
     )
     arguments._n_gpu = 1  # else transformers would put a step for each GPU into one batch
     trainer = StepTrainer(

@@ -11,6 +11,7 @@ import math
 import random
 import shutil
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,14 +23,17 @@ import torch
 import transformers
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from twin import files, runs
 from twin.errors import EXIT_INTERRUPTED, EXIT_TERMINATED, MachineError, StoppedError
 from twin.records import Sample
+from twin.training import many
 from twin.training.optimizer import MasterAdamW
 
 _SAVE_SECONDS = 300.0  # at most so much work is lost to a kill, however long a step takes
 _ONE_PRESS_SECONDS = 0.5  # timeout(1) sends a signal twice
+_ENDS = "Training ends after this step, with a checkpoint. Ctrl-C once more ends it at once."
 _BEST = "best.safetensors"
 _STATE = "trainer_state.json"
 
@@ -76,7 +80,7 @@ class Stop(transformers.TrainerCallback):
     """
 
     def __init__(self, say: Callable[[str], None]) -> None:
-        self.say = say
+        self.say, self.world = say, many.world()
         self.signal: int | None = None
         self._heard = self._saved = time.monotonic()
 
@@ -99,14 +103,13 @@ class Stop(transformers.TrainerCallback):
         if self.signal is None:
             self.signal, self._heard = number, now
             # Not from here: the line in hand may hold the lock of what is drawn, and would never get on.
-            said = "Training ends after this step, with a checkpoint. Ctrl-C once more ends it at once."
-            threading.Thread(target=self.say, args=(said,), daemon=True).start()
+            threading.Thread(target=self.say, args=(_ENDS,), daemon=True).start()
         elif number == signal.SIGINT and now - self._heard > _ONE_PRESS_SECONDS:
             raise KeyboardInterrupt
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Ask for a checkpoint where it is time for one, and for the end where a signal came."""
-        if time.monotonic() - self._saved > _SAVE_SECONDS:
+        if self.world.share(lambda: time.monotonic() - self._saved > _SAVE_SECONDS):
             control.should_save = True
         self._end(control)
 
@@ -121,11 +124,19 @@ class Stop(transformers.TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Note when; a signal that came while it was written needs no further step."""
         self._saved = time.monotonic()
-        if self.signal is not None:
+        if self.asked():
             control.should_training_stop = True
 
+    def asked(self) -> bool:
+        """Say whether a signal came, to any process: all end after the same step."""
+        heard = max(self.world.exchange(self.signal or 0))
+        if heard and self.signal is None:
+            self.signal, self._heard = heard, time.monotonic()
+            self.say(_ENDS)
+        return bool(heard)
+
     def _end(self, control: Any) -> None:
-        if self.signal is not None:
+        if self.asked():
             control.should_save = control.should_training_stop = True
 
 
@@ -162,7 +173,7 @@ class CheckpointTrainer(transformers.Trainer):
         self, say: Callable[[str], None] = lambda _: None, measure: Callable[[], float] = lambda: math.nan, **named: Any
     ) -> None:
         super().__init__(**named)
-        self.say, self.measure, self.stop = say, measure, Stop(say)
+        self.say, self.measure, self.stop, self.world = say, measure, Stop(say), many.world()
         self.add_callback(self.stop)  # behind the library's own, whose wishes it may add to
         self._best: dict[str, torch.Tensor] = {}
         self._writing: Path | None = None
@@ -185,14 +196,14 @@ class CheckpointTrainer(transformers.Trainer):
                 self.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             except NotFiniteError:
                 self.control.should_training_stop = True
-                if self.state.global_step not in (0, self.kept_step()):
+                if self.state.global_step not in (0, self.world.share(self.kept_step)):
                     self._save_checkpoint(self.model, None)
                 raise
-        if self.stop.signal is not None:
+        if self.stop.asked():
             raise self._stopped()
 
     def _stopped(self) -> StoppedError:
-        done, whole = self.state.global_step, self.kept_step()
+        done, whole = self.state.global_step, self.world.share(self.kept_step)
         kept = "is kept" if whole == done else f"could not be kept: {_last(whole)}"
         code = EXIT_TERMINATED if self.stop.signal == signal.SIGTERM else EXIT_INTERRUPTED
         again = "Go on with --resume-from auto." if whole else "Free some space and train again."
@@ -246,11 +257,17 @@ class CheckpointTrainer(transformers.Trainer):
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         """Write a checkpoint whole or not at all, then delete all others; a full disk is told and training goes on."""
+        random_states = self._random_states()
+        if not self.world.first:
+            return
         target = Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}"
         try:
             with files.scratch_dir(target.with_name("checkpoint")) as self._writing:
-                super()._save_checkpoint(model, trial)
+                with self._waiting_for_nobody():
+                    super()._save_checkpoint(model, trial)
                 made = self._writing / target.name
+                for name, state in random_states.items():
+                    (made / name).write_bytes(state)
                 if self._best:
                     save_file(self._best, made / _BEST)
                 runs.seal_checkpoint(made)
@@ -274,6 +291,27 @@ class CheckpointTrainer(transformers.Trainer):
             if other != target:
                 shutil.rmtree(other, ignore_errors=True)
 
+    def _random_states(self) -> dict[str, bytes]:
+        """Return the files that keep each process's random numbers, which dropout takes; none for one process alone."""
+        if self.world.size == 1:
+            return {}  # transformers writes it
+        with tempfile.TemporaryDirectory() as folder:
+            self._save_rng_state(folder)
+            own = {file.name: file.read_bytes() for file in Path(folder).iterdir()}
+        return {name: state for states in self.world.exchange(own) for name, state in states.items()}
+
+    @contextmanager
+    def _waiting_for_nobody(self) -> Iterator[None]:
+        """Let transformers write in this process alone: in several, it waits for all at the ``best_global_step``."""
+        strategy, self.args.save_strategy = self.args.save_strategy, "no"
+        try:
+            yield
+        finally:
+            self.args.save_strategy = strategy
+
+    def store_flos(self) -> None:
+        """Count no operations: of a step's pieces transformers knows none, and in several processes it would wait."""
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         """Load the adapter; PEFT makes new float32 weights of it, so give them their dtype and the optimizer them."""
         dtypes = [weight.dtype for weight in self.masters.working]
@@ -284,3 +322,9 @@ class CheckpointTrainer(transformers.Trainer):
         self.masters.working = trained
         best = Path(resume_from_checkpoint) / _BEST
         self._best = load_file(best) if best.exists() else {}
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        """Load both; in several processes transformers would load them to a "cpu:0" that PyTorch does not know."""
+        if checkpoint is not None:
+            for name, holder in ((OPTIMIZER_NAME, self.optimizer), (SCHEDULER_NAME, self.lr_scheduler)):
+                holder.load_state_dict(torch.load(Path(checkpoint) / name, map_location="cpu", weights_only=True))

@@ -25,7 +25,7 @@ from twin.training.prefix_tree import Pack, pack_within
 # Of a piece, in tokens, where memory is not known to hold more (see ``budget``): a longer step is cut into pieces.
 TOKEN_BUDGET = 896
 _TREE_LAYERS = {"full_attention", "sliding_attention"}
-_TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
+TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
 _PROBED = 48  # tokens of each of two samples, put together anew
 # The mean difference of a token's loss, in nats; a model that saw siblings or a wrong place differs by tenths.
 _SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1}
@@ -66,13 +66,7 @@ class Execution(Protocol):
         """Return [P], the negative log-likelihood of each pair of a piece in nats, each counted once."""
 
 
-class TreeAttention(Protocol):
-    """A module that computes attention over a tree; ``attention`` and ``flex`` are."""
-
-    NAME: str
-    LEAST_TOKENS: int
-    prepared: Any
-    register: Any
+_ATTENDS = {one.NAME: one for one in (attention, flex)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,13 +76,13 @@ class PrefixTree:
     Args:
         why: the reason for it.
         token_budget: most tokens of a pack.
-        attends: the attention that the model is set to.
+        attends: the name of the attention that the model is set to, of ``attention`` or of ``flex``.
     """
 
     name: ClassVar[str] = "prefix tree"
     why: str
     token_budget: int = TOKEN_BUDGET
-    attends: TreeAttention = attention
+    attends: str = attention.NAME
 
     def within(self, token_budget: int) -> Execution:
         """Return the same with packs of another size."""
@@ -104,15 +98,16 @@ class PrefixTree:
         return pieces
 
     def losses(self, model: torch.nn.Module, work: Pack, dtype: torch.dtype) -> torch.Tensor:
-        """Return [P]; the model's attention is that of ``attends``."""
+        """Return [P]; the model's attention is ``attends``."""
         device = next(model.parameters()).device
-        work = work.filled(self.attends.LEAST_TOKENS)
+        attends = _ATTENDS[self.attends]
+        work = work.filled(attends.LEAST_TOKENS)
         predictors, inverse = np.unique(work.predictors, return_inverse=True)
         output = model(
             input_ids=_on(device, work.input_ids)[None],
             position_ids=_on(device, work.position_ids)[None],
             attention_mask=_on(device, np.ones_like(work.input_ids))[None],  # else it looks for several texts in one
-            prefix_tree=self.attends.prepared(work, dtype, device),
+            prefix_tree=attends.prepared(work, dtype, device),
             logits_to_keep=_on(device, predictors),  # logits where something is learned, nowhere else
             use_cache=False,
         )
@@ -194,7 +189,7 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budg
     """
     if reason := why_no_tree(model.config):
         if getattr(model.config, "attn_logit_softcapping", None):
-            model.set_attn_implementation(_TRUTH)
+            model.set_attn_implementation(TRUTH)
         return LengthGrouped(reason, token_budget)
     probe = _probe(samples[0].input_ids[:_PROBED], samples[-1].input_ids[-_PROBED:])
     window = getattr(model.config, "sliding_window", None)
@@ -202,7 +197,7 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budg
     if window and len(longest) > window:  # whether each layer keeps to it shows in nothing shorter
         probe.append(Sample("long", "", "chat", longest[: window + _PROBED], 1))
     model.eval()
-    model.set_attn_implementation(_TRUTH)
+    model.set_attn_implementation(TRUTH)
     with torch.no_grad():
         plain = losses_of_each(LengthGrouped(""), model, probe, dtype)
     reasons: list[str] = []
@@ -211,12 +206,12 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budg
         told = how if on_gpu else ""
         attends.register()
         model.set_attn_implementation(attends.NAME)
-        difference, reason = _try(PrefixTree("", attends=attends), model, probe, plain, dtype)
+        difference, reason = _try(PrefixTree("", attends=attends.NAME), model, probe, plain, dtype)
         if not reason:
             same = f"a probe gave the losses of the model's own attention (to {difference:.1g} nats a token){told}"
-            return PrefixTree("; ".join([same, *reasons]), token_budget, attends)
+            return PrefixTree("; ".join([same, *reasons]), token_budget, attends.NAME)
         reasons.append(reason + told)
-    model.set_attn_implementation(_TRUTH)
+    model.set_attn_implementation(TRUTH)
     return LengthGrouped("; ".join(reasons), token_budget)
 
 
@@ -238,7 +233,7 @@ def _try(
         difference = max(float(np.abs(one - other).mean()) for one, other in zip(plain, found, strict=True))
         if not difference <= _SAME[dtype]:
             return difference, f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)"
-        if tree.attends is flex:
+        if tree.attends == flex.NAME:
             _go_back(tree, model, probe, dtype)
     except torch.OutOfMemoryError:
         raise

@@ -152,20 +152,39 @@ def pack_within(samples: Sequence[Sample], token_budget: int) -> list[Pack]:
     """
     if not samples:
         return []
+    lengths, shared = read_lengths(samples), shared_with_the_one_before(samples)
+    cuts = even_cuts(lengths, shared, len(_cut(lengths, shared, token_budget)), token_budget)
+    return [pack(samples[start:stop]) for start, stop in zip(cuts, [*cuts[1:], len(samples)], strict=True)]
+
+
+def read_lengths(samples: Sequence[Sample]) -> list[int]:
+    """Return of each sample how many tokens are read: all but the last, which is a target and no input."""
+    return [len(sample.input_ids) - 1 for sample in samples]
+
+
+def shared_with_the_one_before(samples: Sequence[Sample]) -> list[int]:
+    """Return of each sample how many tokens that are read it begins with as the one before it does."""
     read = [sample.input_ids[:-1] for sample in samples]
-    lengths = [len(ids) for ids in read]
-    shared = [0, *(common(one, other) for one, other in pairwise(read))]
-    cuts = _cut(lengths, shared, token_budget)
-    low, high = 1, token_budget  # the least budget that gives as few packs
+    return [0, *(common(one, other) for one, other in pairwise(read))]
+
+
+def even_cuts(lengths: Sequence[int], shared: Sequence[int], most: int, high: int | None = None) -> list[int]:
+    """Return where parts begin, of a sequence cut into ``most`` at most, so that the largest is as small as can be.
+
+    Args:
+        lengths: of what is cut, in tokens.
+        shared: how much of each is computed already where the one before is in the same part.
+        most: how many parts there may be.
+        high: a size of parts that gives no more, where one is known.
+    """
+    low, high = 1, sum(lengths) if high is None else high
     while low < high:
         middle = (low + high) // 2
-        tried = _cut(lengths, shared, middle)
-        if len(tried) == len(cuts):
+        if len(_cut(lengths, shared, middle)) <= most:
             high = middle
         else:
             low = middle + 1
-    cuts = _cut(lengths, shared, high)
-    return [pack(samples[start:stop]) for start, stop in zip(cuts, [*cuts[1:], len(samples)], strict=True)]
+    return _cut(lengths, shared, high)
 
 
 def _cut(lengths: Sequence[int], shared: Sequence[int], token_budget: int) -> list[int]:

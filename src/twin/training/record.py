@@ -201,6 +201,7 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
         "dtype": outcome.begun.dtype,
         "dtype_reason": outcome.begun.why,
         "threads": outcome.begun.threads,
+        "processes": outcome.processes,
         "execution": outcome.execution,
         "execution_reason": outcome.execution_why,
         "steps": outcome.steps,
