@@ -31,6 +31,7 @@ from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
 from twin.training import execution, metrics, trackers
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
+from twin.training.earlier import take_up
 from twin.training.execution import Execution, Piece, losses_of_each
 from twin.training.optimizer import MasterAdamW
 from twin.training.prefix_tree import batches
@@ -102,6 +103,7 @@ class Trained:
     ``logs`` has one entry an optimizer step, losses in nats a supervised token. ``seconds`` and ``done_steps`` are of
     this process alone, where it went on from a checkpoint. ``planned_steps`` are more than ``steps`` where training
     ended early; the adapter is of ``best_step``. ``optimizer`` is its settings; ``largest_pack`` in tokens.
+    ``earlier`` are the held-out losses with the adapter that is trained on from.
     """
 
     begun: Begun
@@ -113,6 +115,7 @@ class Trained:
     best_why: str
     train_loss: float
     before: tuple[Scored, ...]
+    earlier: tuple[Scored, ...]
     after: tuple[Scored, ...]
     tokens: int
     unique_tokens: int
@@ -353,6 +356,7 @@ class Job:
         begun: dtype and threads, of the run that is begun or gone on with.
         checkpoint: a folder to go on from, or None to start.
         report_to: trackers that are told (see ``trackers``).
+        earlier: weights of an adapter to train on from, or None to train from nothing.
     """
 
     base: Path
@@ -365,6 +369,7 @@ class Job:
     begun: Begun
     checkpoint: Path | None = None
     report_to: tuple[str, ...] = ()
+    earlier: Path | None = None
 
 
 @contextmanager
@@ -418,13 +423,14 @@ def _train(job: Job, reporter: Reporter) -> Trained:
             f"The base model's own loss is no number for the held-out {rows}.",
             "Its weights may be broken: fetch them again, or use another base model.",
         )
+    earlier = _take_up(model, job, chosen, dtype, reporter)
     told = trackers.told(job.report_to, RunPaths(job.checkpoints.parent))
     with reporter.task("Training", len(steps)) as task, told:
         of = {one.id for one in drawn}  # what is shown next is of these
-        shown = [score for score in before if score.id in of] or before
+        shown = [score for score in earlier or before if score.id in of] or earlier or before
         reporter.measured(Figures(val_loss=_mean(shown) if shown else None))
-        earlier = job.checkpoint.parent / METRICS if job.checkpoint else None
-        log = _Log(task, reporter, steps, job.checkpoints / METRICS, earlier)
+        lines_before = job.checkpoint.parent / METRICS if job.checkpoint else None
+        log = _Log(task, reporter, steps, job.checkpoints / METRICS, lines_before)
         trainer = _trainer(
             model, steps, chosen, job, dtype, log, every,
             lambda: _mean(held_out(model, drawn, chosen, dtype, lambda _: None)), reporter.say,
@@ -450,7 +456,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         ) from None
     done = trainer.state.global_step
     works = [piece.work for step in steps[:done] for piece in step]
-    lines = log.lines or metrics.until(done, earlier, trainer.state.log_history)  # no step was left to do
+    lines = log.lines or metrics.until(done, lines_before, trainer.state.log_history)  # no step was left to do
     return Trained(
         begun=job.begun,
         execution=chosen.name,
@@ -461,6 +467,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         best_why=best_why,
         train_loss=statistics.fmean(entry["loss"] or 0.0 for entry in lines),
         before=tuple(before),
+        earlier=tuple(earlier),
         after=tuple(after),
         tokens=sum(work.whole for work in works),
         unique_tokens=sum(work.computed for work in works),
@@ -473,6 +480,15 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         largest_pack=max(work.computed for work in works),
         peak_gpu_bytes=_peak_gpu_bytes(device),
     )
+
+
+def _take_up(model: Any, job: Job, chosen: Execution, dtype: torch.dtype, reporter: Reporter) -> list[Scored]:
+    """Go on from the weights of the earlier adapter, where there is one; return the held-out loss with it."""
+    if job.earlier is None:
+        return []
+    take_up(model, job.earlier)
+    with reporter.task("Held-out loss of the earlier adapter", len(job.held_out)) as task:
+        return held_out(model, job.held_out, chosen, dtype, task.advance)
 
 
 def _need_disk(job: Job, model: Any) -> None:
