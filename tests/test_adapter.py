@@ -117,7 +117,7 @@ def test_nothing_pickled_is_loaded(run):
     ("weights", "said"),
     [
         (tensors(rank=8), "is no weight of rank 4"),
-        (tensors() | {"base_model.model.lm_head.weight": np.ones((4, 4), np.float32)}, "lm_head.weight' in .* is no weight"),
+        (tensors() | {"base_model.model.lm_head.weight": np.ones((4, 4), np.float32)}, "lm_head.weight' in "),
         (tensors(targets=["q_proj"]), "has weights for other modules"),
         (tensors(targets=[*TARGETS, "o_proj"]), "has weights for other modules"),
     ],

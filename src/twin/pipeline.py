@@ -190,10 +190,10 @@ def train(
         return TrainedRun(paths, facts, mask=shown)
     job_facts = {
         **plan.model_dump(),
+        **further.job(earlier),
         "learned_file": facts["dataset"]["train"],
         "held_out_file": facts["dataset"]["val"],
         **basemodel.state(plan.model),
-        **further.job(earlier),
     }
     with files.exclusive(paths.root), files.scratch_dir(paths.root) as scratch:
         checkpoint = checkpoint or _checkpoint(paths, job_facts, go_on, reporter)
@@ -274,23 +274,14 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
         StepError: the run has no held-out rows any more.
     """
     need("gguf", "llama_cpp", "transformers")
-    from twin.dataset.formats import read_rows
-    from twin.dataset.rows import held_out_path
     from twin.evaluate.survival import measure, prompts_to_show
     from twin.training.tokenizer import load_tokenizer
 
     record = runs.read_record(paths)
     plan = record["plan"]
-    file = runs.rows_file(record, "val", held_out_path(settings))
-    if file is None:
-        raise StepError(
-            "The held-out rows that the run knew are not here, so nothing can be measured.",
-            "Bring back the dataset that it was trained with (see --dataset), or train again.",
-        )
+    rows = held_out_rows(paths, record, settings)
     family = prove.family_of(record)
     base = prove.base_of(record, settings, reporter)
-    known = learned.read(paths) if record.get("earlier") else Learned()  # by itself a run learned nothing held out
-    rows = [row for row in read_rows(file) if row.kind == "chat" and not known.spoils(row)]
     chats = _chat_samples(rows, load_tokenizer(base.folder), family, plan["max_length"])
     if chats is None:
         raise StepError(
@@ -303,6 +294,25 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
     result = measure(reference, paths.gguf(quantization), samples, asked, plan, change, reporter)
     files.write_json(paths.likelihood, result.as_json())
     return result
+
+
+def held_out_rows(paths: RunPaths, record: dict[str, Any], settings: Settings) -> list[Example]:
+    """Return the replies in conversations that a run was measured on, as it knew them.
+
+    Raises:
+        StepError: they are not here.
+    """
+    from twin.dataset.formats import read_rows
+    from twin.dataset.rows import held_out_path
+
+    file = runs.rows_file(record, "val", held_out_path(settings))
+    if file is None:
+        raise StepError(
+            "The held-out rows that the run knew are not here, so nothing can be measured.",
+            "Bring back the dataset that it was trained with (see --dataset), or train again.",
+        )
+    known = learned.read(paths) if record.get("earlier") else Learned()  # by itself a run learned nothing held out
+    return [row for row in read_rows(file) if row.kind == "chat" and not known.spoils(row)]
 
 
 def base_gguf(base: BaseModel, family: Family, quantization: str, settings: Settings, reporter: Reporter) -> Path:
