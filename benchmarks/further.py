@@ -2,8 +2,8 @@
 
 Run: python -m benchmarks.further FOLDER [RUN]..., which keeps what is trained
 
-The sample person, preset smollm2-135m, steps of 8 replies. Of every fourth conversation of each chat the last 30 % are
-new and the others old; two fifths of either are held out, drawn once. The earlier adapter learns the old rows; the
+The sample person, preset smollm2-135m, steps of 4 replies. Of every sixth conversation of each chat the last 30 % are
+new and the others old; half of either are held out, drawn once. The earlier adapter learns the old rows; the
 others go on from it, with or without old rows replayed, or learn all rows from nothing. One pass over what is learned.
 """
 
@@ -27,7 +27,7 @@ from twin.training import backend_hf, earlier, execution
 from twin.training.samples import build_samples
 from twin.training.tokenizer import load_tokenizer
 
-KEPT = 4  # every fourth conversation
+KEPT = 6  # every sixth conversation
 RUNS = {
     "earlier": {"dataset": "old.jsonl"},
     "no replay": {"from_adapter": "adapters/earlier", "replay": 0.0},
@@ -54,7 +54,7 @@ def parts(file):
         late = ordered[round(len(ordered) * 0.7) :]
         new.update(late)
         for side in (late, ordered[: len(ordered) - len(late)]):
-            out.update(chance.sample(side, round(len(side) * 0.4)))
+            out.update(chance.sample(side, len(side) // 2))
     found = {}
     for row in filter(lambda row: row.conversation_id in kept, rows):
         found.setdefault((row.conversation_id in new, row.conversation_id in out), []).append(row)
@@ -78,7 +78,7 @@ def main():
     tokenizer, family = load_tokenizer(base.folder), load_family("chatml")
     told = {}
     for name in names or RUNS:
-        given = {"dataset": Path("all.jsonl"), "early_stopping_patience": 0, "batch_size": 8} | RUNS[name]
+        given = {"dataset": Path("all.jsonl"), "early_stopping_patience": 0, "batch_size": 4} | RUNS[name]
         given |= {key: Path(given[key]) for key in ("dataset", "from_adapter") if key in given}
         now = settings.model_copy(update={"train": settings.train.model_copy(update=given)})
         run = Path("adapters") / name.replace(" ", "-").replace(",", "")

@@ -173,15 +173,15 @@ PATHS = [
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_a_path_in_run_json_is_followed_nowhere(back, path, monkeypatch):
+def test_a_path_in_run_json_is_followed_nowhere(back, path):
     digest = files.file_digest(Path("/etc/passwd"))
     change(dataset={"train": {"path": path, "sha256": digest}, "val": {"path": path, "sha256": digest}})
     record = files.read_json(Path("adapters/tiny/run.json"))
     opened = []
-    monkeypatch.setattr(runs, "file_digest", lambda file: opened.append(str(file)) or "none")
-    assert runs.rows_file(record, "val", Path("data/val.jsonl")) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runs, "file_digest", lambda file: opened.append(str(file)) or "none")
+        assert runs.rows_file(record, "val", Path("data/val.jsonl")) is None
     assert set(opened) == {"data/val.jsonl"}
-    monkeypatch.undo()
     with pytest.raises(GateError, match=r"was not trained with the rows in 'data/train\.jsonl'"):
         pipeline.foresee("tiny", [], back, Silent(), chosen=("gguf",))
 
@@ -202,7 +202,8 @@ def test_an_odd_base_model_is_one_sentence(back, name):
     "values",
     [
         {"dataset": 3}, {"dataset": {"val": []}}, {"files": 3}, {"plan": []}, {"result": []}, {"result": {}},
-        {"result": {"val_change": {"before": "x"}}}, {"pair": {"name": 3}}, {"system_prompt": None}, {"base_weights": 3},
+        {"result": {"val_change": {"before": "x"}}}, {"pair": {"name": 3}}, {"system_prompt": None},
+        {"base_weights": 3},
     ],
 )  # fmt: skip
 def test_an_odd_record_is_no_traceback(back, values):
@@ -250,7 +251,7 @@ def test_what_steps_can_be_left_out(back, capfd):
 
 def test_a_run_ends_where_it_was_told_to(back, capfd):
     Path("twin.toml").write_text('[export]\nperson = "Ada"\nvalidation_split = 0.25\n', "utf-8")
-    code, out, err = twin(capfd, "run", "other", "--until", "export", "--quiet")
+    code, out, err = twin(capfd, "run", "other", "--until", "export")
     assert code == 0
     assert out.startswith("Steps: export ")
     assert "measured" not in out

@@ -563,6 +563,7 @@ def _before_run(
     found = find_sources(sources) if "export" in chosen else []
     if "train" in chosen:
         preflight(settings, plan_training(settings.train, load_preset(settings.train.preset)), paths.root, reporter)
+        further.find(settings, paths)
     elif "export" not in chosen:
         _check_brought_back(paths, settings, reporter, measured="evaluate" in chosen)
     if {"gguf", "evaluate", "register"} & set(chosen):
