@@ -2,15 +2,14 @@
 
 Run: python -m benchmarks.further FOLDER [RUN]..., which keeps what is trained
 
-The sample person, preset smollm2-135m, steps of 4 replies. Of every sixth conversation of each chat the last 30 % are
-new and the others old; half of either are held out, drawn once. The earlier adapter learns the old rows; the
-others go on from it, with or without old rows replayed, or learn all rows from nothing. One pass over what is learned.
+The sample person's chat with one other, preset smollm2-135m, steps of 4 replies. Its last 40 % of conversations are new
+and the others old; every second of either is held out. The earlier adapter learns the old rows; the others go on from
+it, with or without old rows replayed, or learn all rows from nothing. One pass over what is learned.
 """
 
 from __future__ import annotations
 
 import os
-import random
 import sys
 import time
 from pathlib import Path
@@ -27,7 +26,7 @@ from twin.training import backend_hf, earlier, execution
 from twin.training.samples import build_samples
 from twin.training.tokenizer import load_tokenizer
 
-KEPT = 6  # every sixth conversation
+CHAT = "WhatsApp Chat with Ravi.txt"
 RUNS = {
     "earlier": {"dataset": "old.jsonl"},
     "no replay": {"from_adapter": "adapters/earlier", "replay": 0.0},
@@ -40,24 +39,15 @@ RUNS = {
 
 
 def parts(file):
-    """Return the rows of some conversations as {(new, held out): rows}."""
-    talks = {}
-    rows = list(read_rows(file))
-    for row in rows:
-        if row.kind == "chat":
-            talks.setdefault(row.conversation_id.rpartition("#")[0], {}).setdefault(row.conversation_id)
-    chance = random.Random(0)  # noqa: S311 - reproducible
-    new, out, kept = set(), set(), set()
-    for names in talks.values():
-        ordered = sorted(names, key=lambda name: int(name.rpartition("#")[2]))[::KEPT]
-        kept.update(ordered)
-        late = ordered[round(len(ordered) * 0.7) :]
-        new.update(late)
-        for side in (late, ordered[: len(ordered) - len(late)]):
-            out.update(chance.sample(side, len(side) // 2))
+    """Return the rows of the chat as {(new, held out): rows}."""
+    rows = [row for row in read_rows(file) if row.conversation_id.startswith(CHAT)]
+    ordered = sorted({row.conversation_id for row in rows}, key=lambda name: int(name.rpartition("#")[2]))
+    late = ordered[round(len(ordered) * 0.6) :]
+    early = ordered[: len(ordered) - len(late)]
+    out = {*late[1::2], *early[1::2]}
     found = {}
-    for row in filter(lambda row: row.conversation_id in kept, rows):
-        found.setdefault((row.conversation_id in new, row.conversation_id in out), []).append(row)
+    for row in rows:
+        found.setdefault((row.conversation_id in late, row.conversation_id in out), []).append(row)
     return found
 
 

@@ -110,7 +110,7 @@ def _check(earlier: Earlier, plan: TrainPlan, base_weights: str, family: Family)
         raise UsageError(
             f"'{where}' was trained with the template family '{theirs}', and this is '{family.name}'"
             + (", whose templates are others." if theirs == family.name else "."),
-            _NOTHING,
+            f"Use the preset that it was trained with. {_NOTHING}",
         )
 
 

@@ -16,7 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twin import __version__, adapter, files, further, learned, prompt, prove, runs
+from twin import __version__, files, further, learned, prompt, prove, runs
+from twin.adapter import check as check_adapter
 from twin.curate import export, find_sources, need
 from twin.errors import GateError, MachineError, StepError, TwinError, UsageError, nearest
 from twin.learned import Learned
@@ -219,12 +220,12 @@ def train(
 
 
 def gguf(
-    folder: Path | None, settings: Settings, reporter: Reporter, output: Path | None = None, dry_run: bool = False
+    adapter: Path | None, settings: Settings, reporter: Reporter, output: Path | None = None, dry_run: bool = False
 ) -> Made:
     """Adapter → checked GGUF files beside it.
 
     Args:
-        folder: of a run; None: the newest.
+        adapter: a run's folder; None: the newest.
         settings: its ``gguf`` section.
         reporter: told of progress.
         output: where the file goes, with one quantization alone.
@@ -237,9 +238,9 @@ def gguf(
     names = check_names(settings.gguf.quantization)
     if output is not None and len(names) > 1:
         raise UsageError("--output names one file and there are several quantizations.", "Leave --output out.")
-    paths = runs.find_adapter(folder) if folder else runs.newest_adapter()
+    paths = runs.find_adapter(adapter) if adapter else runs.newest_adapter()
     record = runs.read_record(paths)
-    adapter.check(paths, record)
+    check_adapter(paths, record)
     family = prove.family_of(record)
     gate.check(family)  # its Jinja goes into the file
     targets = {name: output or paths.gguf(name) for name in names}
@@ -591,7 +592,7 @@ def _check_brought_back(paths: RunPaths, settings: Settings, reporter: Reporter,
     for path in paths.root.iterdir():
         if path.is_symlink():
             raise UsageError(f"'{path}' is a link, and a run has none.", "Copy the files themselves: rsync -rt")
-    adapter.check(paths, record)
+    check_adapter(paths, record)
     learned_file = settings.train.dataset or DatasetPaths(settings.export.output).train
     for part, here in (("train", learned_file), ("val", rows.held_out_path(settings))):
         if here.is_file() and not runs.knows_rows(record, part, here):
