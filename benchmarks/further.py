@@ -2,9 +2,10 @@
 
 Run: python -m benchmarks.further FOLDER [RUN]..., which keeps what is trained
 
-The sample person's chat with one other, preset smollm2-135m, steps of 4 replies. Its last 40 % of conversations are new
-and the others old; every second of either is held out. The earlier adapter learns the old rows; the others go on from
-it, with or without old rows replayed, or learn all rows from nothing. One pass over what is learned.
+The sample person's chat with one other, without a system prompt and with four turns of history; preset smollm2-135m,
+steps of 4 replies. Its last 40 % of conversations are new and the others old; every second of either is held out. The
+earlier adapter learns the old rows; the others go on from it, with or without old rows replayed, or learn all rows from
+nothing. One pass over what is learned.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def main():
     folder, *names = Path(sys.argv[1]), *sys.argv[2:]
     sample.lay(folder)
     os.chdir(folder)
-    settings = load_settings(export={"validation_split": 0})
+    settings = load_settings(export={"validation_split": 0, "include_system": False, "context_turns": 4})
     if not Path("whole").exists():
         export = settings.export.model_copy(update={"output": Path("whole")})
         pipeline.export([], settings.model_copy(update={"export": export}), Silent())
