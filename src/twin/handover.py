@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twin import basemodel, files, prove, runs
+from twin import files, prove, runs
 from twin.curate import need
 from twin.errors import GateError
 from twin.ollama.client import resolve_host
@@ -65,7 +65,7 @@ def hand_over(
             files.write_text(paths.system_prompt, record["system_prompt"])
         if to == "llama-server":
             with _server(host, file, parameters["num_ctx"], settings, reporter) as server:
-                checks = _asked(server, record, family, reporter) if server else {}
+                checks = _asked(server, record, family, settings, reporter) if server else {}
     system = f"Send {paths.system_prompt} as the first message, role system." if record["system_prompt"] else ""
     if to == "llama-server":
         todo = _for_llama_server(name, file, parameters, bool(checks) or dry_run)
@@ -77,10 +77,12 @@ def hand_over(
     )
 
 
-def _asked(server: LlamaServer, record: dict[str, Any], family: Family, reporter: Reporter) -> dict[str, str]:
+def _asked(
+    server: LlamaServer, record: dict[str, Any], family: Family, settings: Settings, reporter: Reporter
+) -> dict[str, str]:
     """Return what was verified of a live server, by name."""
-    ids = prove.training_ids(basemodel.resolve(record["base_model"], reporter), family)
-    prompts = list(gate.cases(family, prove.prompts_of(record)[:50]))
+    ids = prove.training_ids(prove.base_of(record, settings, reporter), family)
+    prompts = list(gate.cases(family, prove.prompts_of(record, settings)[:50]))
     with reporter.task("Checking the live server"):
         count = gate.check_server(family, prompts, server.apply_template)
         gate.check_ids(family, prompts, ids, server.ids, server.piece)

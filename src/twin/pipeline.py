@@ -10,15 +10,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twin import __version__, files, prompt, prove, runs
+from twin import __version__, files, further, learned, prompt, prove, runs
+from twin.adapter import check as check_adapter
 from twin.curate import export, find_sources, need
-from twin.errors import GateError, MachineError, StepError, TwinError, UsageError
+from twin.errors import GateError, MachineError, StepError, TwinError, UsageError, nearest
+from twin.learned import Learned
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.processes import place
 from twin.progress import Reporter, Silent, release_memory
@@ -76,6 +78,15 @@ def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_l
 
     chats = [row for row in rows if row.kind == "chat"]
     return build_samples(chats, tokenizer, family, max_length) if chats else None
+
+
+def _load_rows(settings: Settings, reporter: Reporter) -> Rows:
+    from twin.dataset import rows as dataset_rows
+
+    rows = dataset_rows.load(settings)
+    if rows.left_out:
+        reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
+    return rows
 
 
 def _system_tokens(rows: Rows, count: Callable[[str], int]) -> int:
@@ -174,9 +185,8 @@ def _train(
     paths = runs.run_paths(output.name, output.parent) if output else runs.run_paths(settings.train.name or plan.preset)
     dataset_rows.paths_of(settings)  # a missing dataset is told before anything is fetched
     preflight(settings, plan, paths.root, reporter)
-    rows = dataset_rows.load(settings)
-    if rows.left_out:
-        reporter.say(f"{rows.left_out} rows of {rows.train_path} are held out, so they are not learned")
+    earlier = further.find(settings, paths)
+    rows = _load_rows(settings, reporter)
     checkpoint = runs.find_checkpoint(settings.train.resume_from, paths)
     base = basemodel.resolve(plan.model, reporter)
     # transformers prints at its import where W&B is offline, and Unsloth always.
@@ -188,6 +198,8 @@ def _train(
         from twin.training.tokenizer import load_tokenizer
     tokenizer = load_tokenizer(base.folder)
     family = prove.family_for(load_preset(settings.train.preset), plan, base, tokenizer)
+    base_weights = basemodel.weights_digest(base, reporter)
+    rows, about = further.choose(earlier, rows, plan, base_weights, family, settings, reporter)
     asked_later = [list(row.turns[:-1]) for row in rows.val]  # of the GGUF; what is learned is proved below
     prove.before_training(base, family, tokenizer, asked_later, settings, reporter)
 
@@ -203,8 +215,9 @@ def _train(
     )  # fmt: skip
     see(shown)
     read = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
-    facts = record.describe(paths, base, family, plan, (rows.system, system_tokens), read, built)
+    facts = record.describe(paths, base, base_weights, family, plan, (rows.system, system_tokens), read, built)
     facts |= {"mask": proved, "provenance": rows.provenance, "report_to": list(settings.train.report_to)}
+    facts |= about
     if dry_run or explain:
         would = backend_hf.begin(plan, base.folder, built.samples, backend)
         facts["result"] = record.foreseen(plan, base.folder, built.samples, would) | {
@@ -218,24 +231,29 @@ def _train(
         return TrainedRun(paths, facts, mask=shown)
     job_facts = {
         **plan.model_dump(),
+        **further.job(earlier),
         "learned_file": facts["dataset"]["train"],
         "held_out_file": facts["dataset"]["val"],
         **basemodel.state(plan.model),
     }
     with files.exclusive(paths.root), files.scratch_dir(paths.root) as scratch:
-        if checkpoint is None:
-            checkpoint = _checkpoint(paths, job_facts, go_on, reporter)
+        checkpoint = checkpoint or _checkpoint(paths, job_facts, go_on, reporter)
         begun = runs.bind_checkpoints(
             paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan, base.folder, built.samples, backend))
         )
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, held_out.samples if held_out else (), paths.checkpoints,
             scratch, backend_hf.begun_with(begun), checkpoint, tuple(settings.train.report_to),
+            earlier.paths.adapter_weights if earlier else None,
         )  # fmt: skip
         outcome = backend_hf.train(many.lead(job), reporter)
         change = asdict(compare(outcome.before, outcome.after)) if held_out else None
-        facts["result"] = record.result(outcome, change, time.perf_counter() - started)
-        record.install(paths, scratch, family, facts, outcome)
+        since = asdict(compare(outcome.earlier, outcome.after)) if outcome.earlier else None
+        facts["result"] = record.result(outcome, change, time.perf_counter() - started, since)
+        record.install(
+            paths, scratch, family, facts, outcome,
+            further.learned_by(earlier) | record.learned_from(plan, built, outcome.best_step),
+        )  # fmt: skip
     release_memory()
     return TrainedRun(paths, facts, outcome.logs, shown)
 
@@ -256,7 +274,6 @@ def gguf(
         dry_run: check everything that can be checked before, write nothing.
     """
     need("gguf", "llama_cpp", "torch", "transformers", "peft", "gguf")
-    from twin import basemodel
     from twin.gguf.quantize import check_names
 
     started = time.perf_counter()
@@ -265,10 +282,11 @@ def gguf(
         raise UsageError("--output names one file and there are several quantizations.", "Leave --output out.")
     paths = runs.find_adapter(adapter) if adapter else runs.newest_adapter()
     record = runs.read_record(paths)
+    check_adapter(paths, record)
     family = prove.family_of(record)
     gate.check(family)  # its Jinja goes into the file
     targets = {name: output or paths.gguf(name) for name in names}
-    base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
+    base = prove.base_of(record, settings, reporter, whole=True)
     weights = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
     files.need_disk(paths.root, int(weights * 2.8), "The GGUF step")
     if dry_run:
@@ -277,7 +295,7 @@ def gguf(
     with files.exclusive(paths.root):
         from twin.gguf.make import make  # seconds of imports: after what can be refused at once
 
-        asked = prove.file_prompts(record, family, prove.prompts_of(record))
+        asked = prove.file_prompts(record, family, prove.prompts_of(record, settings))
         ids = prove.training_ids(base, family)
         made = make(base.folder, paths.root, family, targets, asked, ids, settings.gguf.llama_cpp, reporter)
         if output is None:
@@ -299,19 +317,14 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
         StepError: the run has no held-out rows any more.
     """
     need("gguf", "llama_cpp", "transformers")
-    from twin import basemodel
-    from twin.dataset.formats import read_rows
     from twin.evaluate.survival import measure, prompts_to_show
     from twin.training.tokenizer import load_tokenizer
 
     record = runs.read_record(paths)
     plan = record["plan"]
-    val = (record.get("dataset") or {}).get("val")
-    if not val or not Path(val["path"]).is_file():
-        raise StepError("The run's held-out rows are gone, so nothing can be measured.", "Export and train again.")
+    rows = held_out_rows(paths, record, settings)
     family = prove.family_of(record)
-    base = basemodel.resolve(record["base_model"], reporter)
-    rows = [row for row in read_rows(Path(val["path"])) if row.kind == "chat"]
+    base = prove.base_of(record, settings, reporter)
     chats = _chat_samples(rows, load_tokenizer(base.folder), family, plan["max_length"])
     if chats is None:
         raise StepError(
@@ -320,10 +333,29 @@ def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: R
     reference = base_gguf(base, family, quantization, settings, reporter)
     samples = chats.samples
     asked = prompts_to_show(rows, samples, answers)
-    adapter = record["result"]["val_change"]
-    result = measure(reference, paths.gguf(quantization), samples, asked, plan, adapter, reporter)
+    change = runs.val_change(record)
+    result = measure(reference, paths.gguf(quantization), samples, asked, plan, change, reporter)
     files.write_json(paths.likelihood, result.as_json())
     return result
+
+
+def held_out_rows(paths: RunPaths, record: dict[str, Any], settings: Settings) -> list[Example]:
+    """Return the replies in conversations that a run was measured on, as it knew them.
+
+    Raises:
+        StepError: they are not here.
+    """
+    from twin.dataset.formats import read_rows
+    from twin.dataset.rows import held_out_path
+
+    file = runs.rows_file(record, "val", held_out_path(settings))
+    if file is None:
+        raise StepError(
+            "The held-out rows that the run knew are not here, so nothing can be measured.",
+            "Bring back the dataset that it was trained with (see --dataset), or train again.",
+        )
+    known = learned.read(paths) if record.get("earlier") else Learned()  # by itself a run learned nothing held out
+    return [row for row in read_rows(file) if row.kind == "chat" and not known.spoils(row)]
 
 
 def base_gguf(base: BaseModel, family: Family, quantization: str, settings: Settings, reporter: Reporter) -> Path:
@@ -401,7 +433,7 @@ def register(
     parameters = serving_parameters(settings, record["plan"])
     if dry_run:
         return Registered(name, client.url, False, str(paths.root), str(file), {}, foreseen)
-    meant, license_text = _as_meant(record, family, parameters, reporter)
+    meant, license_text = _as_meant(record, family, parameters, settings, reporter)
     with files.exclusive(paths.root):
         source = file.name if file.parent == paths.root else str(file.absolute())
         files.write_text(paths.modelfile, modelfile(source, family, meant.system, parameters, license_text))
@@ -414,7 +446,7 @@ def register(
 
 
 def _as_meant(
-    record: dict[str, Any], family: Family, parameters: dict[str, Any], reporter: Reporter
+    record: dict[str, Any], family: Family, parameters: dict[str, Any], settings: Settings, reporter: Reporter
 ) -> tuple[Meant, str]:
     """Return what a run's model must be as it is served, and the license that goes with it."""
     need("gguf", "transformers")
@@ -423,7 +455,7 @@ def _as_meant(
     from twin.training.samples import prompt_ids
     from twin.training.tokenizer import load_tokenizer
 
-    base = basemodel.resolve(record["base_model"], reporter)
+    base = prove.base_of(record, settings, reporter)
     tokenizer = load_tokenizer(base.folder)
     license_text = f"{record['plan']['license']} (base model {record['base_hub_id']})\n"
     if text := basemodel.license_text(base, reporter):
@@ -537,20 +569,106 @@ def gguf_backend(file: Path, settings: Settings) -> Iterator[Backend]:
 
 # ---------------------------------------------------------------- run
 
+STEPS = ("export", "train", "gguf", "evaluate", "register")
+
+
+def steps_between(first: str, last: str) -> tuple[str, ...]:
+    """Return the steps of a run from ``first`` to ``last``, both included.
+
+    Raises:
+        UsageError: there is no such step, or none between them.
+    """
+    for option, step in (("--from", first), ("--until", last)):
+        if step not in STEPS:
+            raise UsageError(f"There is no step '{step}' ({option}).", nearest(step, STEPS))
+    chosen = STEPS[STEPS.index(first) : STEPS.index(last) + 1]
+    if not chosen:
+        raise UsageError(f"The step '{last}' comes before '{first}'.", f"The order: {', '.join(STEPS)}.")
+    return chosen
+
+
+def _before_run(
+    chosen: Sequence[str], sources: Sequence[Path], settings: Settings, paths: RunPaths, reporter: Reporter,
+    env: Path | None,
+) -> list[Path]:  # fmt: skip
+    """Check what the chosen steps need, and the run that is there where training is not among them.
+
+    Returns:
+        What the export reads.
+
+    Raises:
+        UsageError, MachineError, GateError: the first thing that is missing or wrong.
+    """
+    if sources and chosen[0] != "export":
+        raise UsageError(f"The export reads {sources[0]}, and --from {chosen[0]} leaves it out.", "Leave one out.")
+    if env and "register" not in chosen:
+        raise UsageError(f"--env is for the registered model, and --until {chosen[-1]} ends before.", "Leave one out.")
+    found = find_sources(sources) if "export" in chosen else []
+    if "train" in chosen:
+        preflight(settings, plan_training(settings.train, load_preset(settings.train.preset)), paths.root, reporter)
+        further.find(settings, paths)
+    elif "export" not in chosen:
+        _check_brought_back(paths, settings, reporter, measured="evaluate" in chosen)
+    if {"gguf", "evaluate", "register"} & set(chosen):
+        need("gguf", "llama_cpp", "gguf")
+    return found
+
+
+def _check_brought_back(paths: RunPaths, settings: Settings, reporter: Reporter, measured: bool) -> None:
+    """Check a run whose training is left out: it may have been trained elsewhere.
+
+    Args:
+        paths: of the run.
+        settings: where the rows are.
+        reporter: told of what nothing shows.
+        measured: its held-out rows are needed.
+
+    Raises:
+        UsageError: there is none, it is not whole, or holds what no run does.
+        GateError: it was trained on other rows than those that are here, or on another base model.
+    """
+    from twin.dataset import rows
+
+    runs.find_adapter(paths.root)
+    record = runs.read_record(paths)
+    for path in paths.root.iterdir():
+        if path.is_symlink():
+            raise UsageError(f"'{path}' is a link, and a run has none.", "Copy the files themselves: rsync -rt")
+    check_adapter(paths, record)
+    learned_file = settings.train.dataset or DatasetPaths(settings.export.output).train
+    for part, here in (("train", learned_file), ("val", rows.held_out_path(settings))):
+        if here.is_file() and not runs.knows_rows(record, part, here):
+            raise GateError(
+                f"'{paths.root}' was not trained with the rows in '{here}'.",
+                f"Bring the dataset back that it was trained with, or train again: twin run {paths.name}",
+            )
+    if measured and runs.val_change(record) and runs.rows_file(record, "val", rows.held_out_path(settings)) is None:
+        raise UsageError(
+            f"The held-out rows of '{paths.root}' are not here, so the twin can't be measured.",
+            f"Bring the dataset back, or go on without: twin register {paths.name}",
+        )
+    if not learned_file.is_file():
+        reporter.say(f"There is no '{learned_file}', so nothing shows that it was trained with your rows")
+    reporter.say(f"Using the run in {paths.root}, trained on {record['base_model']}")
+
 
 def foresee(
-    name: str, sources: Sequence[Path], settings: Settings, reporter: Reporter, env: Path | None = None
+    name: str,
+    sources: Sequence[Path],
+    settings: Settings,
+    reporter: Reporter,
+    env: Path | None = None,
+    chosen: Sequence[str] = STEPS,
 ) -> Foreseen:
     """Check what ``run`` needs and count its rows, without writing into the project."""
     from twin.app import dotenv
     from twin.ollama.client import resolve_host
 
     paths = runs.run_paths(name)
-    found = find_sources(sources)
-    preflight(settings, plan_training(settings.train, load_preset(settings.train.preset)), paths.root, reporter)
-    need("gguf", "llama_cpp", "gguf")
+    found = _before_run(chosen, sources, settings, paths, reporter, env)
     told = dotenv.foresee(env, name, resolve_host(settings.ollama.host)) if env else None
-    return Foreseen(export(found, settings, reporter, dry_run=True), tuple(Steps(paths, reporter).done), told)
+    exported = export(found, settings, reporter, dry_run=True) if "export" in chosen else None
+    return Foreseen(exported, tuple(Steps(paths, reporter).done), told, tuple(chosen))
 
 
 def run(
@@ -560,8 +678,9 @@ def run(
     reporter: Reporter,
     force: bool = False,
     env: Path | None = None,
+    chosen: Sequence[str] = STEPS,
 ) -> Whole:
-    """Do all steps for the run ``name``; each is skipped when what it reads did not change.
+    """Do the steps of the run ``name``; each is skipped when what it reads did not change.
 
     A server that does not answer ends the run after the GGUF: ``registered`` is False and ``note`` says what to type.
 
@@ -572,64 +691,105 @@ def run(
         reporter: told of progress.
         force: replace a model of that name that is not, as it stands, the one this run registered.
         env: the app's ``.env``, which is made to name this model; checked first, written last.
+        chosen: the steps to do, in order (see ``steps_between``); what those before them made has to be there.
     """
-    from twin import basemodel
-    from twin.app import dotenv
-    from twin.dataset import rows as dataset_rows
-    from twin.ollama.client import OllamaClient
-
     paths = runs.run_paths(name)
     settings = settings.model_copy(update={"train": settings.train.model_copy(update={"name": name})})
-    found = find_sources(sources)
-    plan = plan_training(settings.train, load_preset(settings.train.preset))
-    preflight(settings, plan, paths.root, reporter)
-    need("gguf", "llama_cpp", "gguf")
+    if "train" not in chosen and settings.train.model:  # where the base model is on this machine
+        settings = settings.model_copy(update={"gguf": settings.gguf.model_copy(update={"base": settings.train.model})})
+    found = _before_run(chosen, sources, settings, paths, reporter, env)
+    client, note = _reach(name, settings, reporter, env) if "register" in chosen else (None, "")
+    data = DatasetPaths(settings.export.output)
+    told = None
+    with files.exclusive(paths.root, "run"), ExitStack() as held:
+        if "export" in chosen or data.root.is_dir():
+            held.enter_context(files.exclusive(data.root, "run"))
+        steps = Steps(paths, reporter)
+        if "export" in chosen:
+            _export_once(steps, found, settings, reporter)
+        if "train" in chosen:
+            _train_once(steps, paths, settings, reporter)
+        if "gguf" in chosen:
+            _gguf_once(steps, paths, settings, reporter)
+        measured = "evaluate" in chosen and _evaluate_once(steps, paths, settings, reporter)
+        if client and not note:
+            _register_once(steps, paths, client, settings, reporter, force)
+            told = _tell_app(env, name, client.url) if env else None
+    survival = files.read_json(paths.likelihood) if measured else {}
+    return Whole(name, paths, steps.seconds, survival, bool(client and not note), note, told)
+
+
+def _reach(name: str, settings: Settings, reporter: Reporter, env: Path | None) -> tuple[OllamaClient, str]:
+    """Return the server, and what to type later where none answers; the app's ``.env`` is checked."""
+    from twin.app import dotenv
+    from twin.ollama.client import OllamaClient
+
     client = OllamaClient(settings.ollama.host)
     if env:
         dotenv.foresee(env, name, client.url)
-    note, told = "", None
     try:
         client.version()
     except MachineError as error:
-        note = f"{error.message} {error.hint}. Then: twin register {name}" + (f" --env '{env}'" if env else "")
         reporter.say(f"{error.message} The run will end with the GGUF.")
-    data = DatasetPaths(settings.export.output)
-    quantization = settings.gguf.quantization[0].lower()
-    adapter = [paths.adapter_config, paths.adapter_weights]
+        return client, f"{error.message} {error.hint}. Then: twin register {name}" + (f" --env '{env}'" if env else "")
+    return client, ""
 
+
+def _export_once(steps: Steps, found: Sequence[Path], settings: Settings, reporter: Reporter) -> None:
     def do_export() -> list[Path]:
         export(found, settings, reporter)
+        data = DatasetPaths(settings.export.output)
         return [data.full, data.train, data.val, data.report]
+
+    steps.do("export", settings.export.model_dump(mode="json"), found, do_export)
+
+
+def _train_once(steps: Steps, paths: RunPaths, settings: Settings, reporter: Reporter) -> None:
+    from twin import basemodel
+    from twin.dataset import rows as dataset_rows
+
+    plan = plan_training(settings.train, load_preset(settings.train.preset))
+    learned_file, held_out = dataset_rows.paths_of(settings)
+    earlier = further.find(settings, paths)
+    facts = plan.model_dump() | basemodel.state(plan.model) | (earlier.job() if earlier else {})
 
     def do_train() -> list[Path]:
         train(settings, reporter, output=paths.root, go_on=True)
-        return [*adapter, paths.record]
+        return [paths.adapter_config, paths.adapter_weights, paths.record]
+
+    steps.do("train", facts, [learned_file, *([held_out] if held_out else [])], do_train)
+
+
+def _gguf_once(steps: Steps, paths: RunPaths, settings: Settings, reporter: Reporter) -> None:
+    from twin import basemodel
 
     def do_gguf() -> list[Path]:
         made = gguf(paths.root, settings, reporter)
         return [path for file in made.files for path in (Path(file["gguf"]), paths.gguf_record(file["quantization"]))]
 
+    base = basemodel.state(settings.gguf.base or runs.read_record(paths)["base_model"])
+    reads = [paths.adapter_config, paths.adapter_weights]
+    steps.do("gguf", settings.gguf.model_dump(mode="json") | base, reads, do_gguf)
+
+
+def _evaluate_once(steps: Steps, paths: RunPaths, settings: Settings, reporter: Reporter) -> bool:
+    """Measure the twin; False where nothing is held out."""
+    from twin.dataset.rows import held_out_path
+
+    record = runs.read_record(paths)
+    if runs.val_change(record) is None:
+        reporter.say("No conversation is held out, so the twin is not measured.")
+        return False
+    here = held_out_path(settings)
+    held_out = runs.rows_file(record, "val", here) or here
+    quantization = settings.gguf.quantization[0].lower()
+
     def do_evaluate() -> list[Path]:
         evaluate(paths, quantization, settings, reporter)
         return [paths.likelihood]
 
-    with files.exclusive(paths.root, "run"), files.exclusive(data.root, "run"):
-        steps = Steps(paths, reporter)
-        steps.do("export", settings.export.model_dump(mode="json"), found, do_export)
-        learned, held_out = dataset_rows.paths_of(settings)
-        base = basemodel.state(plan.model)
-        steps.do("train", plan.model_dump() | base, [learned, *([held_out] if held_out else [])], do_train)
-        steps.do("gguf", settings.gguf.model_dump(mode="json") | base, adapter, do_gguf)
-        measured = held_out is not None and runs.read_record(paths)["result"]["val_change"] is not None
-        if measured and held_out:
-            steps.do("evaluate", {}, [paths.gguf(quantization), held_out, paths.record], do_evaluate)
-        else:
-            reporter.say("No conversation is held out, so the twin is not measured.")
-        if not note:
-            _register_once(steps, paths, client, settings, reporter, force)
-            told = _tell_app(env, name, client.url) if env else None
-    survival = files.read_json(paths.likelihood) if measured else {}
-    return Whole(name, paths, steps.seconds, survival, not note, note, told)
+    steps.do("evaluate", {}, [paths.gguf(quantization), held_out, paths.record], do_evaluate)
+    return True
 
 
 def _register_once(

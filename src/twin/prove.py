@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from twin import files, runs
+from twin import runs
 from twin.curate import need
 from twin.errors import GateError, UsageError
 from twin.presets import Preset, TrainPlan
@@ -80,6 +80,37 @@ def family_of(record: dict[str, Any]) -> Family:
         raise UsageError(f"The template pair in run.json can't be read: {where}.", "Train again: twin train") from None
 
 
+def base_of(record: dict[str, Any], settings: Settings, reporter: Reporter, whole: bool = False) -> BaseModel:
+    """Return the base model of a run: the one that ``gguf.base`` names, else the one in its run.json.
+
+    Args:
+        record: the run's.
+        settings: its ``gguf`` section.
+        reporter: told of progress.
+        whole: its weights are needed too, and must be those that the adapter was trained on.
+
+    Raises:
+        UsageError: it is not on this machine.
+        GateError: its weights are others.
+    """
+    from twin import basemodel
+
+    name = settings.gguf.base or record["base_model"]
+    try:
+        base = basemodel.resolve(name, reporter)
+    except UsageError as error:
+        if settings.gguf.base:
+            raise
+        raise UsageError(error.message, "Name the same model as it is called on this machine: --base") from None
+    trained = record.get("base_weights")
+    if whole and trained is not None and basemodel.weights_digest(base, reporter) != trained:
+        raise GateError(
+            f"The adapter was trained on other weights than those of '{name}'.",
+            "Name the very model that it was trained on: --base",
+        )
+    return base
+
+
 def training_ids(base: BaseModel, family: Family) -> Ids:
     """Return a function that gives the ids of training for turns' prompt."""
     from twin.training.samples import prompt_ids
@@ -88,16 +119,13 @@ def training_ids(base: BaseModel, family: Family) -> Ids:
     return partial(prompt_ids, load_tokenizer(base.folder), family)
 
 
-def prompts_of(record: dict[str, Any]) -> list[list[Turn]]:
+def prompts_of(record: dict[str, Any], settings: Settings) -> list[list[Turn]]:
     """Return the held-out prompts of a run, where its rows are still those that it knew."""
     from twin.dataset.formats import read_rows
+    from twin.dataset.rows import held_out_path
 
-    dataset = record.get("dataset")
-    val = dataset.get("val") if isinstance(dataset, dict) else None
-    path = Path(val["path"]) if isinstance(val, dict) and isinstance(val.get("path"), str) else None
-    if path and val and path.is_file() and files.file_digest(path) == val.get("sha256"):
-        return [list(row.turns[:-1]) for row in read_rows(path)]
-    return []
+    path = runs.rows_file(record, "val", held_out_path(settings))
+    return [list(row.turns[:-1]) for row in read_rows(path)] if path else []
 
 
 def file_prompts(
@@ -264,10 +292,8 @@ def check(target: Path | None, settings: Settings, reporter: Reporter, modelfile
 
 def _check_run(paths: RunPaths, file: Path | None, settings: Settings, reporter: Reporter) -> Checked:
     """Check one file of a run, or its adapter and each of its GGUF files."""
-    from twin import basemodel
-
     record = runs.read_record(paths)
-    family, prompts = family_of(record), prompts_of(record)
+    family, prompts = family_of(record), prompts_of(record, settings)
     reporter.say(f"Checking the run in {paths.root}")
     rendered = gate.check(family, prompts)
     made = [file] if file else sorted(paths.root.glob("model-*.gguf"))
@@ -276,7 +302,7 @@ def _check_run(paths: RunPaths, file: Path | None, settings: Settings, reporter:
     elif not (find_spec("llama_cpp") and find_spec("transformers")):
         without = {"ids": "not compared: pip install 'twin-llm[gguf]'"}
         return Checked(str(paths.root), family.name, {"adapter": rendered | without})
-    base = basemodel.resolve(settings.gguf.base or record["base_model"], reporter)
+    base = base_of(record, settings, reporter)
     ids = training_ids(base, family)
     passed = {}
     if file is None:

@@ -173,6 +173,11 @@ class Example:
         """The text that is learned."""
         return self.turns[-1].content
 
+    @property
+    def said(self) -> tuple[Turn, ...]:
+        """What is said, under whatever system prompt."""
+        return self.turns[1:] if self.turns[0].role == "system" else self.turns
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:

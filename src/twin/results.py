@@ -99,7 +99,8 @@ class TrainedRun:
         counts = {key: self.record["dataset"][key] for key in ("samples", "shortened", "too_long")}
         mask = {"mask": [one.as_json() for one in self.mask]} if self.mask else {}
         about = {"adapter": str(self.paths.root), "base_model": self.record["base_model"]}
-        return {**about, **counts, **self.record["result"], **mask}
+        earlier = {"earlier": self.record["earlier"]} if "earlier" in self.record else {}
+        return {**about, **counts, **self.record["result"], **earlier, **mask}
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,16 +203,21 @@ class HandedOver:
 
 @dataclass(frozen=True, slots=True)
 class Foreseen:
-    """What ``run`` would do: the rows it would learn from, which steps were done before, and to the app's ``.env``."""
+    """What ``run`` would do: the rows, which steps were done before, what to the app's ``.env``, and which steps.
 
-    exported: Exported
+    ``exported`` is None where the export is left out.
+    """
+
+    exported: Exported | None
     done_before: tuple[str, ...]
     env: AppEnv | None = None
+    steps: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of ``--json``."""
         env = asdict(self.env) if self.env else None
-        return {"export": self.exported.as_json(), "done_before": list(self.done_before), "env": env}
+        exported = self.exported.as_json() if self.exported else None
+        return {"export": exported, "done_before": list(self.done_before), "env": env, "steps": list(self.steps)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from platformdirs import user_cache_path
@@ -22,6 +22,7 @@ from twin.files import file_digest, read_json, write_json
 # What later steps read of run.json.
 _RECORD_KEYS = ("base_model", "base_hub_id", "family", "system_prompt", "result", "plan")
 _PLAN_KEYS = ("license", "max_length", "num_ctx", "temperature")
+_PLAN_NUMBERS, _MOST = ("max_length", "num_ctx"), 1 << 24  # tokens
 _RECORD_TYPES: dict[str, type | tuple[type, ...]] = {
     **dict.fromkeys(("base_model", "base_hub_id", "family", "system_prompt", "license"), str),
     **dict.fromkeys(("max_length", "num_ctx"), int),
@@ -106,6 +107,11 @@ class RunPaths:
     def chat_template(self) -> Path:
         """The Jinja of training, where transformers looks for it."""
         return self.root / "chat_template.jinja"
+
+    @property
+    def learned(self) -> Path:
+        """Digests of the rows that were learned."""
+        return self.root / "learned.json"
 
     @property
     def metrics(self) -> Path:
@@ -353,7 +359,8 @@ def bind_checkpoints(
                 )
     with file_errors(paths.checkpoints, "write"):
         paths.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)  # they hold the person's weights
-        for other in paths.checkpoints.iterdir():  # half-written ones of killed processes too
+        # Half-written ones of killed processes too, and nothing else: the folder may be a link from elsewhere.
+        for other in [*paths.checkpoints.glob("checkpoint-*"), *paths.checkpoints.glob(".checkpoint.*.partial")]:
             if other.is_dir() and not (checkpoint and other.samefile(checkpoint)):
                 shutil.rmtree(other)
     begun = begin() if begun is None else begun
@@ -382,9 +389,61 @@ def read_record(paths: RunPaths) -> dict[str, Any]:
         for key in keys:
             if key not in table:
                 raise UsageError(f"'{paths.record}' lacks '{key}'.", "Train again: twin train")
-            if not isinstance(table[key], _RECORD_TYPES.get(key, object)):
+            value = table[key]
+            fits = isinstance(value, _RECORD_TYPES.get(key, object))
+            if not fits or (key in _PLAN_NUMBERS and (value is True or not 0 < value < _MOST)):
                 raise UsageError(f"'{paths.record}' has an odd '{key}'.", "Train again: twin train")
     return record
+
+
+def val_change(record: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the change of the held-out loss that a run measured; None where it measured none, or says so oddly."""
+    result = record.get("result")
+    change = result.get("val_change") if isinstance(result, dict) else None
+    if not isinstance(change, dict):
+        return None
+    told = [change.get(key) for key in ("before", "after", "change", "conversations", "replies")]
+    ends = [change.get("low"), change.get("high")]
+    told += [] if ends == [None, None] else ends
+    return change if all(isinstance(value, int | float) for value in told) else None
+
+
+def knows_rows(record: Mapping[str, Any], part: str, file: Path) -> bool:
+    """Say whether a file of rows, ``train`` or ``val``, is the one that a run knew."""
+    told = _rows_told(record, part).get("sha256")
+    return os.path.isfile(file) and file_digest(file) == told  # noqa: PTH113 - its name may be anything
+
+
+def _rows_told(record: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Return what a run's record says of one of its files of rows; {} where it says nothing."""
+    dataset = record.get("dataset")
+    known = dataset.get(part) if isinstance(dataset, dict) else None
+    return known if isinstance(known, dict) else {}
+
+
+def rows_file(record: Mapping[str, Any], part: str, here: Path | None) -> Path | None:
+    """Return the file of rows that a run knew, where it still is as it was; None where it is not.
+
+    Args:
+        record: the run's ``run.json``. A path in it is followed inside the project alone: it may come from elsewhere.
+        part: ``train`` or ``val``.
+        here: where the settings have it.
+    """
+    told = _rows_told(record, part).get("path")
+    recorded = PurePosixPath(told) if isinstance(told, str) and not Path(told).anchor else None
+    inside = recorded and not recorded.anchor and ".." not in recorded.parts
+    for path in (here, Path(recorded) if recorded and inside else None):
+        if path and knows_rows(record, part, path):
+            return path
+    return None
+
+
+def portable(path: Path) -> str:
+    """Return a path as ``run.json`` has it: relative to the project where it lies inside, with slashes."""
+    try:
+        return path.absolute().relative_to(Path.cwd()).as_posix()
+    except ValueError:
+        return str(path)
 
 
 def adapter_digests(paths: RunPaths) -> dict[str, str]:

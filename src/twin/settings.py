@@ -86,6 +86,10 @@ class TrainSettings(Section):
     lora_r: int | None = Field(None, ge=1, le=1024, description="LoRA rank")
     max_length: int | None = Field(None, ge=64, description="most tokens of a sample; older turns are cut first")
     resume_from: str | None = Field(None, description="a checkpoint folder, or 'auto' for the newest")
+    from_adapter: FilePath | None = Field(None, description="a run's folder, to train on from its adapter")
+    replay: float = Field(
+        1.0, ge=0, le=1000, description="with from_adapter: rows learned before, once more for each new one"
+    )
     early_stopping_patience: int = Field(
         4,
         ge=0,

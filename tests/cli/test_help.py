@@ -38,15 +38,16 @@ CONTRACT = {
     "train": {
         "--preset", "--dataset", "--output", "--name", "--model", "--epochs", "--batch-size", "--learning-rate",
         "--lora-r", "--max-length", "--resume-from", "--backend", "--device", "--seed", "--dry-run", "--explain",
-        "--report-to", "--show-mask",
+        "--report-to", "--show-mask", "--from-adapter", "--replay",
     },
     "gguf": {"--quantization", "-q", "--output", "--base", "--llama-cpp", "--dry-run"},
-    "register": {"--adapter", "--gguf", "--host", "--env", "--to", "--force", "--dry-run"},
+    "register": {"--adapter", "--gguf", "--base", "--host", "--env", "--to", "--force", "--dry-run"},
     "check": {"--modelfile", "--base", "--llama-cpp"},
     "chat": {"--message", "--system", "--gguf", "--host"},
     "run": {
         "--person", "--preset", "--model", "--epochs", "--batch-size", "--learning-rate", "--lora-r", "--max-length",
         "--device", "--quantization", "-q", "--llama-cpp", "--host", "--env", "--seed", "--force",
+        "--from", "--until", "--from-adapter", "--replay", "--dry-run",
     },
     "demo": {"--output"},
     "presets list": set(),

@@ -174,3 +174,23 @@ def test_tensorboard_is_told_in_the_runs_folder(train) -> None:
     assert json.loads(Path("adapters/tiny/run.json").read_text())["report_to"] == ["tensorboard"]
     for file in Path("adapters/tiny/tensorboard").iterdir():
         assert b"message 1" not in file.read_bytes()  # no row's text
+
+
+def test_training_on_tells_what_it_was_worth(train, twin: Twin, brain: Callable[..., Path]) -> None:
+    assert train("--quiet").returncode == 0
+    brain(messages=120)
+    assert twin("export", "--person", "Ada", "--validation-split", "0.25", "--quiet").returncode == 0
+    again = ("--from-adapter", "adapters/tiny", "--name", "tiny-2")
+    assert train(*again, "--lora-r", "8").stderr.endswith(
+        "Error: 'adapters/tiny' was trained with lora_r 4, and this is 8.\n"
+        "Hint: Use --lora-r 4. Or train from nothing: leave --from-adapter out.\n"
+    )
+    planned = json.loads(train(*again, "--replay", "0", "--dry-run", "--json").stdout)["earlier"]
+    assert planned["new_rows"] > 0 == planned["replayed_rows"] < planned["not_replayed_rows"]
+    assert not Path("adapters/tiny-2").exists()
+    done = train(*again)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\d+ new rows, and once more \d+ of the \d+ that 'adapters/tiny' learned$", done.stderr, re.M)
+    assert re.search(r"^  with the earlier adapter \d+\.\d{3}, so [+-]\d\.\d{3} by this training$", done.stdout, re.M)
+    told = json.loads(Path("adapters/tiny-2/run.json").read_text())
+    assert told["result"]["val_loss_earlier"] == told["result"]["val_change_earlier"]["before"]

@@ -66,6 +66,16 @@ def test_nothing_is_held_out(count, share):
     assert held_out(talks(count), ExportSettings(validation_split=share)) == set()
 
 
+def test_what_is_held_out_stays_so_when_new_conversations_come():
+    before = held_out(talks(200), ExportSettings())
+    after = held_out(talks(260), ExportSettings())
+    old = {number for number in after if number < 200}
+    assert len(before) == 20
+    assert len(after) == 26
+    assert len(old - before) <= 6 <= len(before & old)
+    assert len(before - old) <= 6
+
+
 def test_the_seed_decides():
     assert len({frozenset(held_out(talks(50), ExportSettings(seed=seed))) for seed in range(10)}) == 10
 

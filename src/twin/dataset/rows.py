@@ -21,7 +21,7 @@ from twin.dataset.formats import read_rows, to_line
 from twin.dataset.table import Rows as TableRows
 from twin.errors import UsageError, file_errors
 from twin.names import is_digest, person_digest, source_digests
-from twin.records import Example, Memory, Turn
+from twin.records import Example, Memory
 from twin.runs import DatasetPaths
 from twin.settings import Settings
 
@@ -189,8 +189,14 @@ def paths_of(settings: Settings) -> tuple[Path, Path | None]:
     train_path = settings.train.dataset or DatasetPaths(settings.export.output).train
     if not train_path.exists():
         raise UsageError(f"There is no dataset '{train_path}'.", "Make one first: twin export")
-    beside = DatasetPaths(train_path.parent).val
-    return train_path, settings.train.validation or (beside if beside.exists() else None)
+    held_out = held_out_path(settings)
+    return train_path, held_out if settings.train.validation or held_out.exists() else None
+
+
+def held_out_path(settings: Settings) -> Path:
+    """Return the file of held-out rows as ``settings`` name it, whether it is there or not."""
+    beside = settings.train.dataset.parent if settings.train.dataset else settings.export.output
+    return settings.train.validation or DatasetPaths(beside).val
 
 
 def load(settings: Settings) -> Rows:
@@ -202,9 +208,9 @@ def load(settings: Settings) -> Rows:
     train_path, val_path = paths_of(settings)
     val = list(read_rows(val_path)) if val_path else []
     ids = {row.id for row in val if not row.every_reply}  # ids of other tools' rows are line numbers of their file
-    words = {_words(row) for row in val}
+    words = {row.said for row in val}
     found = list(read_rows(train_path))
-    train_rows = [row for row in found if _words(row) not in words and (row.every_reply or row.id not in ids)]
+    train_rows = [row for row in found if row.said not in words and (row.every_reply or row.id not in ids)]
     if not train_rows:
         raise UsageError(f"'{train_path}' has no rows to learn from.", "Make it again: twin export")
     # What most rows were made with is what is served: a tenth of an export's rows carry another prompt, or none.
@@ -240,8 +246,3 @@ def _hashed(provenance: Any) -> dict[str, Any] | None:
             "within": within,
         }
     return found
-
-
-def _words(row: Example) -> tuple[Turn, ...]:
-    """Return what is said in a row, under whatever system prompt."""
-    return row.turns[1:] if row.turns[0].role == "system" else row.turns

@@ -6,7 +6,7 @@ them. ``check`` looks at the result anew, whatever made it, and refuses one in w
 
 from __future__ import annotations
 
-import random
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -80,10 +80,11 @@ def held_out(
         last = set(ordered[-count:])
         apart = {id(group) for number, group in together.items() if number not in last}
         return {number for number in last if id(together.get(number)) not in apart}
-    names = sorted(choices, key=lambda number: conversations[number][0])
+    # Each by its own draw: what was held out stays so when new conversations come, and is not learned meanwhile.
+    drawn = {number: _draw(settings.seed, conversations[number][0]) for number in choices}
     out: set[int] = set()
     seen: set[int] = set()  # groups that were looked at
-    for number in random.Random(settings.seed).sample(names, len(names)):  # noqa: S311 - a reproducible split
+    for number in sorted(choices, key=lambda number: drawn[number]):
         group = together.get(number, (number,))
         if id(group) not in seen and len(out) + len(group) <= count and fixed.isdisjoint(group):
             out.update(group)
@@ -92,6 +93,11 @@ def held_out(
         if len(out) >= count:
             break
     return out
+
+
+def _draw(seed: int, name: str) -> bytes:
+    """Return a random number that a conversation's id and the seed alone decide."""
+    return hashlib.sha256(f"{seed}\0{name}".encode("utf-8", "surrogatepass")).digest()
 
 
 class Closest(NamedTuple):

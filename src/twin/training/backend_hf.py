@@ -33,6 +33,7 @@ from twin.runs import METRICS, RunPaths
 from twin.training import attention, backends, budget, execution, lora_products, many, memory, metrics, trackers
 from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
+from twin.training.earlier import take_up
 from twin.training.execution import Execution, Piece, losses_of_each
 from twin.training.optimizer import MasterAdamW
 from twin.training.prefix_tree import batches
@@ -180,7 +181,7 @@ class Trained:
     this process alone, where it went on from a checkpoint. ``planned_steps`` are more than ``steps`` where training
     ended early; the adapter is of ``best_step``. ``optimizer`` is its settings; ``largest_pack`` and ``token_budget``
     in tokens, and whether layers are computed again, as they were at the end; ``processes`` are those that trained
-    together.
+    together; ``earlier`` are the held-out losses with the adapter that is trained on from.
     """
 
     begun: Begun
@@ -192,6 +193,7 @@ class Trained:
     best_why: str
     train_loss: float
     before: tuple[Scored, ...]
+    earlier: tuple[Scored, ...]
     after: tuple[Scored, ...]
     tokens: int
     unique_tokens: int
@@ -534,6 +536,7 @@ class Job:
         begun: dtype and threads, of the run that is begun or gone on with.
         checkpoint: a folder to go on from, or None to start.
         report_to: trackers that are told (see ``trackers``).
+        earlier: weights of an adapter to train on from, or None to train from nothing.
     """
 
     base: Path
@@ -546,6 +549,7 @@ class Job:
     begun: Begun
     checkpoint: Path | None = None
     report_to: tuple[str, ...] = ()
+    earlier: Path | None = None
 
 
 def load(job: Job) -> tuple[Any, Execution]:
@@ -632,15 +636,20 @@ def _train(job: Job, reporter: Reporter) -> Trained:
             f"The base model's own loss is no number for the held-out {rows}.",
             "Its weights may be broken: fetch them again, or use another base model.",
         )
+    earlier: list[Scored] = []  # with the adapter that is trained on from
+    if job.earlier:
+        take_up(model, job.earlier)
+        with reporter.task("Held-out loss of the earlier adapter", world.share_of(len(job.held_out))) as task:
+            earlier = score(job.held_out, task.advance)
     # What Unsloth puts into the Trainer prints, as trackers do.
     printing = trackers.stdout_to_stderr() if job.begun.backend == UNSLOTH else nullcontext()
     told = trackers.told(job.report_to, RunPaths(job.checkpoints.parent))
     with reporter.task("Training", len(steps)) as task, told, printing:
         of = {one.id for one in drawn}  # what is shown next is of these
-        shown = [score for score in before if score.id in of] or before
+        shown = [score for score in earlier or before if score.id in of] or earlier or before
         reporter.measured(Figures(val_loss=_mean(shown) if shown else None))
-        earlier = job.checkpoint.parent / METRICS if job.checkpoint else None
-        log = _Log(task, reporter, steps, job.checkpoints / METRICS, earlier)
+        lines_before = job.checkpoint.parent / METRICS if job.checkpoint else None
+        log = _Log(task, reporter, steps, job.checkpoints / METRICS, lines_before)
         trainer = _trainer(
             model, steps, chosen, job, dtype, log, every,
             lambda: _mean(score(drawn, lambda _: None, trainer.execution)), reporter.say,
@@ -659,7 +668,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         _save(model, job)
     done = trainer.state.global_step
     works = [piece.work for step in trainer.steps[:done] for piece in step]
-    lines = log.lines or metrics.until(done, earlier, trainer.state.log_history)  # no step was left to do
+    lines = log.lines or metrics.until(done, lines_before, trainer.state.log_history)  # no step was left to do
     return Trained(
         begun=job.begun,
         execution=chosen.name,
@@ -670,6 +679,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         best_why=best_why,
         train_loss=statistics.fmean(entry["loss"] or 0.0 for entry in lines),
         before=tuple(before),
+        earlier=tuple(earlier),
         after=tuple(after),
         tokens=sum(work.whole for work in works),
         unique_tokens=sum(work.computed for work in works),

@@ -11,17 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 from twin import __version__
+from twin import learned as learned_rows
 from twin.basemodel import BaseModel
 from twin.errors import file_errors
 from twin.files import atomic_write, file_digest, write_json, write_text
+from twin.learned import Learned
 from twin.presets import TrainPlan
 from twin.progress import peak_rss_bytes
 from twin.records import Example, Sample
-from twin.runs import RunPaths, adapter_digests
+from twin.runs import RunPaths, adapter_digests, portable
 from twin.templates import Family
 from twin.training import backend_hf, execution, hardware, metrics
 from twin.training.backend_hf import Begun, Trained
@@ -60,7 +63,7 @@ Load it with plain PEFT: `PeftModel.from_pretrained(base_model, "this folder")`.
 
 
 def _file(path: Path | None, rows: int) -> dict[str, Any] | None:
-    return None if path is None else {"path": str(path), "sha256": file_digest(path), "rows": rows}
+    return None if path is None else {"path": portable(path), "sha256": file_digest(path), "rows": rows}
 
 
 def _versions() -> dict[str, str]:
@@ -76,6 +79,7 @@ def _versions() -> dict[str, str]:
 def describe(
     paths: RunPaths,
     base: BaseModel,
+    base_weights: str,
     family: Family,
     plan: TrainPlan,
     system: tuple[str, int],
@@ -87,6 +91,7 @@ def describe(
     Args:
         paths: of the run.
         base: the base model.
+        base_weights: the digest of its weights.
         family: its template pair.
         plan: every setting.
         system: the system prompt and its length in tokens.
@@ -99,6 +104,7 @@ def describe(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "base_model": base.name,
         "base_hub_id": base.hub_id,
+        "base_weights": base_weights,
         "family": family.name,
         "pair": family.model_dump(),
         "system_prompt": system[0],
@@ -186,13 +192,16 @@ def explained(
     }
 
 
-def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> dict[str, Any]:
+def result(
+    outcome: Trained, change: dict[str, Any] | None, seconds: float, since: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Return what training measured, as ``run.json`` and ``--json`` have it.
 
     Args:
         outcome: what the backend returned.
         change: of the held-out loss, with its interval; None where nothing was held out.
         seconds: of the whole step.
+        since: the change from the earlier adapter, where one was trained on from.
     """
     return {
         "backend": outcome.begun.backend,
@@ -212,6 +221,7 @@ def result(outcome: Trained, change: dict[str, Any] | None, seconds: float) -> d
         "val_loss": change["after"] if change else None,
         "val_loss_base": change["before"] if change else None,
         "val_change": change,
+        **({"val_loss_earlier": since["before"], "val_change_earlier": since} if since else {}),
         "tokens": outcome.tokens,
         "unique_tokens": outcome.unique_tokens,
         "supervised_tokens": outcome.supervised_tokens,
@@ -237,7 +247,22 @@ def _tokens_per_second(outcome: Trained) -> float | None:
     return round(outcome.tokens * outcome.done_steps / outcome.steps / outcome.seconds, 1)
 
 
-def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str, Any], outcome: Trained) -> None:
+def learned_from(plan: TrainPlan, built: Samples, best_step: int) -> Learned:
+    """Return the rows that the weights of ``best_step`` have learned."""
+    steps = chain.from_iterable(backend_hf.plan_passes(built.samples, plan))
+    seen = {sample.id for step in islice(steps, best_step) for sample in step}
+    pairs = zip(built.samples, built.origins, strict=True)
+    return Learned.of({id(origin.row): origin.row for sample, origin in pairs if sample.id in seen}.values())
+
+
+def install(
+    paths: RunPaths,
+    finished: Path,
+    family: Family,
+    facts: Mapping[str, Any],
+    outcome: Trained,
+    learned: Learned,
+) -> None:
     """Move a finished adapter into place; run.json goes first and comes last, so no half run looks whole.
 
     Args:
@@ -246,6 +271,7 @@ def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str,
         family: whose Jinja goes with it.
         facts: what ``run.json`` says; the files' digests are added.
         outcome: with the log of the steps.
+        learned: the rows.
     """
     with file_errors(paths.root, "write"):
         paths.record.unlink(missing_ok=True)
@@ -264,7 +290,9 @@ def install(paths: RunPaths, finished: Path, family: Family, facts: Mapping[str,
     whole = (measured["val_loss_base"], measured["val_loss"])
     write_loss_plot(paths, steps, losses, whole, measured["best_step"], held_out)
     write_card(paths, facts)
-    write_json(paths.record, {**facts, "files": adapter_digests(paths)})
+    learned_rows.write(learned, paths)
+    digests = adapter_digests(paths) | {paths.learned.name: file_digest(paths.learned)}
+    write_json(paths.record, {**facts, "files": digests})
     shutil.rmtree(paths.checkpoints, ignore_errors=True)  # all is written: they have done their work
 
 

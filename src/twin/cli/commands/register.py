@@ -61,6 +61,7 @@ def command(
     gguf: Annotated[Path | None, typer.Option(help="The GGUF, where not the run's own.")] = None,
     host: options.Host = None,
     to: Annotated[str, typer.Option(help="Who serves it: ollama, llama-server or lmstudio.")] = TARGETS[0],
+    base: options.Base = None,
     num_ctx: Annotated[int | None, typer.Option(help="Context length in tokens. Default: the preset's")] = None,
     env: options.Env = None,
     force: options.Force = False,
@@ -74,7 +75,7 @@ def command(
     from twin.settings import load_settings
 
     out = Output(json, quiet, verbose)
-    settings = load_settings(ollama={"host": host, "num_ctx": num_ctx})
+    settings = load_settings(ollama={"host": host, "num_ctx": num_ctx}, gguf={"base": base})
     if to != TARGETS[0]:
         _hand_over(name, to, settings, out, adapter, gguf, host, dry_run, env is not None or force)
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,7 +15,12 @@ if TYPE_CHECKING:
     from twin.results import Whole
 
 NAME = "run"
-HELP = """Do everything: export, train, gguf, measure, register. A step whose inputs did not change is skipped.
+_STEPS = "export, train, gguf, evaluate or register"
+HELP = """Do everything: export, train, gguf, evaluate, register. A step whose inputs did not change is skipped.
+
+--until ends after a step and --from begins at one, so that a machine with a GPU can train: copy data/ there, and
+adapters/NAME back. In data/ are the rows, redacted; whoever owns that machine can read them. What comes back is
+checked before it is used: docs/elsewhere.md.
 
 Examples:
 
@@ -23,6 +29,12 @@ Examples:
   twin run chirag-v1 ~/chats --person "Ada Byron" --preset smollm2-135m
 
   twin run chirag-v1 --env ~/chirag-clone/.env
+
+  twin run chirag-v1 --until export
+
+  twin run chirag-v1 --from train --until train
+
+  twin run chirag-v1 --from gguf
 """
 
 
@@ -42,7 +54,11 @@ def command(
     llama_cpp: options.LlamaCpp = None,
     host: options.Host = None,
     seed: options.Seed = None,
+    from_adapter: options.FromAdapter = None,
+    replay: options.Replay = None,
     env: options.Env = None,
+    first: Annotated[str, typer.Option("--from", help=f"The first step to do: {_STEPS}.")] = "export",
+    last: Annotated[str, typer.Option("--until", help=f"The last step to do: {_STEPS}.")] = "register",
     force: options.Force = False,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -60,28 +76,34 @@ def command(
         train={
             "preset": preset, "model": model, "epochs": epochs, "batch_size": batch_size,
             "learning_rate": learning_rate, "lora_r": lora_r, "max_length": max_length, "device": device, "seed": seed,
+            "from_adapter": from_adapter, "replay": replay,
         },
         gguf={"quantization": quantization, "llama_cpp": llama_cpp},
         ollama={"host": host},
     )  # fmt: skip
+    chosen = pipeline.steps_between(first, last)
     if dry_run:
-        seen = pipeline.foresee(name, sources or [], settings, out.reporter(), env)
+        seen = pipeline.foresee(name, sources or [], settings, out.reporter(), env, chosen)
         before = ", ".join(seen.done_before) or "none"
+        rows = seen.exported
         out.result(
             seen.as_json(),
             [
-                f"{seen.exported.train} rows to learn from {seen.exported.person}, {seen.exported.val} held out",
+                *([f"{rows.train} rows to learn from {rows.person}, {rows.val} held out"] if rows else []),
+                f"Steps to do: {', '.join(chosen)}",
                 f"Steps done before (skipped where nothing changed): {before}",
                 *(env_lines(seen.env, dry_run) if seen.env else []),
                 "Nothing was written (--dry-run).",
             ],
         )
         return
-    done = pipeline.run(name, sources or [], settings, out.reporter(), force, env)
-    show(done, out)
+    done = pipeline.run(name, sources or [], settings, out.reporter(), force, env, chosen)
+    show(done, out, chosen)
     if done.env and not json:
         out.result({}, env_lines(done.env))
         out.hint(env_hint(done.env))
+    if chosen[-1] != "register":
+        out.hint(f"twin run {name} --from {pipeline.STEPS[pipeline.STEPS.index(chosen[-1]) + 1]}")
     if done.note:
         if json:  # the one object says it
             raise typer.Exit(EXIT_MACHINE)
@@ -91,7 +113,7 @@ def command(
         )
 
 
-def show(done: Whole, out: Output) -> None:
+def show(done: Whole, out: Output, chosen: Sequence[str] = ("evaluate",)) -> None:
     """Print the one screen at the end: seconds a step, loss before and after, answers side by side."""
     if out.json:
         out.result(done.as_json(), [])
@@ -109,7 +131,8 @@ def show(done: Whole, out: Output) -> None:
     console.print(f"Steps: {times}; peak memory {memory:.1f} GB", markup=False)
     losses = done.survival
     if not losses:
-        console.print("Not measured: no conversation is held out.", markup=False)
+        if "evaluate" in chosen:
+            console.print("Not measured: no conversation is held out.", markup=False)
         return
     change = losses["gguf"]
     console.print(

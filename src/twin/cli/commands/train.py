@@ -30,6 +30,8 @@ Examples:
   twin train --preset smollm2-135m --explain
 
   twin train --show-mask 3 --dry-run
+
+  twin train --from-adapter adapters/chirag-v1 --name chirag-v2
 """
 
 _SHOWN = 3  # rows of each end and of the middle
@@ -47,6 +49,8 @@ def command(
     lora_r: options.LoraR = None,
     max_length: options.MaxLength = None,
     early_stopping_patience: options.Patience = None,
+    from_adapter: options.FromAdapter = None,
+    replay: options.Replay = None,
     resume_from: Annotated[str | None, typer.Option(help="A checkpoint folder, or auto for the newest.")] = None,
     backend: Annotated[str | None, typer.Option(help="auto, hf or unsloth.")] = None,
     device: options.Device = None,
@@ -93,7 +97,7 @@ def command(
             "preset": preset, "dataset": dataset, "name": name, "model": model, "epochs": epochs,
             "batch_size": batch_size, "learning_rate": learning_rate, "lora_r": lora_r, "max_length": max_length,
             "resume_from": resume_from, "backend": backend, "device": device, "seed": seed,
-            "report_to": report_to,
+            "report_to": report_to, "from_adapter": from_adapter, "replay": replay,
             "early_stopping_patience": early_stopping_patience, "four_bit": four_bit,
         }
     )  # fmt: skip
@@ -117,6 +121,10 @@ def command(
         lines.append(
             f"Held-out loss, nats a token: {result['val_loss_base']:.3f} before, {result['val_loss']:.3f} after"
         )
+        if since := result.get("val_change_earlier"):
+            lines.append(
+                f"  with the earlier adapter {since['before']:.3f}, so {since['change']:+.3f} by this training"
+            )
         lines += few(result["val_change"]["conversations"])
     if result["steps"] < result["planned_steps"]:
         lines.append(f"Ended after {result['steps']} of {result['planned_steps']} steps: no lower held-out loss")
