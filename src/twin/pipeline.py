@@ -216,8 +216,7 @@ def _train(
     see(shown)
     read = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
     facts = record.describe(paths, base, base_weights, family, plan, (rows.system, system_tokens), read, built)
-    facts |= {"mask": proved, "provenance": rows.provenance, "report_to": list(settings.train.report_to)}
-    facts |= about
+    facts |= {"mask": proved, "provenance": rows.provenance, "report_to": list(settings.train.report_to), **about}
     if dry_run or explain:
         would = backend_hf.begin(plan, base.folder, built.samples, backend)
         facts["result"] = record.foreseen(plan, base.folder, built.samples, would) | {

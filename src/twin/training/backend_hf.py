@@ -621,9 +621,8 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         if world.first:
             _need_disk(job, model)
     steps = plan_steps(job.train, plan, chosen)
-    every, drawn = 0, list[Sample]()
-    if plan.early_stopping_patience:
-        every, drawn = plan_measuring(job.train, job.held_out, len(steps), plan.epochs, plan.seed)
+    measured = job.held_out if plan.early_stopping_patience else ()
+    every, drawn = plan_measuring(job.train, measured, len(steps), plan.epochs, plan.seed)
 
     def score(samples: Sequence[Sample], tick: Callable[[int], None], way: Execution = chosen) -> list[Scored]:
         return world.spread(samples, lambda group: held_out(model, group, way, dtype, tick), _EVAL_BATCH)
@@ -642,9 +641,8 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         with reporter.task("Held-out loss of the earlier adapter", world.share_of(len(job.held_out))) as task:
             earlier = score(job.held_out, task.advance)
     # What Unsloth puts into the Trainer prints, as trackers do.
-    printing = trackers.stdout_to_stderr() if job.begun.backend == UNSLOTH else nullcontext()
-    told = trackers.told(job.report_to, RunPaths(job.checkpoints.parent))
-    with reporter.task("Training", len(steps)) as task, told, printing:
+    told = trackers.told(job.report_to, RunPaths(job.checkpoints.parent), prints=job.begun.backend == UNSLOTH)
+    with reporter.task("Training", len(steps)) as task, told:
         of = {one.id for one in drawn}  # what is shown next is of these
         shown = [score for score in earlier or before if score.id in of] or earlier or before
         reporter.measured(Figures(val_loss=_mean(shown) if shown else None))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib.util import find_spec
 
 from twin.errors import MachineError, StepError
@@ -57,18 +57,20 @@ def stdout_to_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def told(names: Sequence[str], paths: RunPaths) -> Iterator[None]:
+def told(names: Sequence[str], paths: RunPaths, prints: bool = False) -> Iterator[None]:
     """Let training in the block tell ``names``: where they write is set, and what they print goes to stderr.
 
     Args:
         names: of the trackers; none changes nothing.
         paths: of the run.
+        prints: something else in the block prints as well.
 
     Raises:
         StepError: a tracker's own complaint, e.g. that nobody is logged in.
     """
     if not names:
-        yield
+        with stdout_to_stderr() if prints else nullcontext():
+            yield
         return
     ours = {
         **_OFF,
