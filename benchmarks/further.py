@@ -80,12 +80,13 @@ def main():
         plan = plan_training(now.train, load_preset("smollm2-135m"))
         model = backend_hf.add_lora(backend_hf.load_model(base.folder, "cpu", torch.float32), plan)
         losses = []
+        some = build_samples(held_new, tokenizer, family, plan.max_length).samples
+        chosen = execution.choose(model.get_base_model(), some, torch.float32)
         for weights in ([None] if name == "earlier" else []) + [run / "adapter_model.safetensors"]:
             if weights:
                 earlier.take_up(model, weights)
             for rows in (held_old, held_new):
                 samples = build_samples(rows, tokenizer, family, plan.max_length).samples
-                chosen = execution.choose(model.get_base_model(), samples, torch.float32)
                 scored = backend_hf.held_out(model, samples, chosen, torch.float32, lambda _: None)
                 losses.append(sum(one.nll for one in scored) / sum(one.tokens for one in scored))
         if name == "earlier":
