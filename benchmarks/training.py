@@ -380,8 +380,8 @@ def llama_factory(rows: int, multi_turn: bool, environment: Path) -> dict[str, A
             "bf16": setup.facts["dtype"] == "bfloat16", "disable_gradient_checkpointing": True, "report_to": "none",
             "logging_strategy": "no", "save_strategy": "no", "dataloader_pin_memory": False,
         }  # fmt: skip
-        file = Path(scratch) / "config.json"
-        file.write_text(json.dumps(config))
+        file = Path(scratch) / "config.yaml"
+        file.write_text(json.dumps(config))  # JSON is YAML; its own reading of JSON files fails in 0.9.5
         seconds = timed([str(environment / "bin/llamafactory-cli"), "train", str(file)])
         took = json.loads((Path(scratch) / "adapter/train_results.json").read_text())
         assert (Path(scratch) / "adapter/adapter_model.safetensors").exists()
