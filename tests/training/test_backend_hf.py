@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import peft
 import pytest
 import torch
@@ -17,7 +18,7 @@ from twin.errors import GateError, MachineError, UsageError
 from twin.presets import load_preset, plan_training
 from twin.progress import Silent
 from twin.settings import TrainSettings
-from twin.training import backend_hf, execution
+from twin.training import attention, backend_hf, execution
 from twin.training.samples import Sample
 
 SAMPLES = [
@@ -309,3 +310,75 @@ def test_slow_products_are_measured_few_times(monkeypatch):
     monkeypatch.setattr(backend_hf, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert backend_hf.choose_dtype("cpu")[0] == torch.float32
     assert next(clock) == 3.0  # three looks for each dtype: where it began, and one product
+
+
+# ---------------------------------------------------------------- the plain loop
+
+
+def plain_loop(base, plan, samples):
+    """Return the adapter that a tutorial's loop gives: samples one by one, AdamW, the cosine, no tree, no Trainer."""
+    model = backend_hf.load_model(base, "cpu", torch.float32)
+    model.set_attn_implementation("eager")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend_hf.lora_products, "install", lambda model: {})  # PEFT's own products
+        model = backend_hf.add_lora(model, plan)
+    model.train()
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    steps = list(itertools.chain.from_iterable(backend_hf.plan_passes(samples, plan)))
+    optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=0.0)
+    schedule = transformers.get_cosine_schedule_with_warmup(optimizer, len(steps) // 20, len(steps))
+    for step in steps:
+        tokens = sum(sample.supervised for sample in step)
+        for sample in step:
+            ids = torch.tensor([sample.input_ids])
+            logits = model(input_ids=ids).logits[0, sample.prompt_length - 1 : -1]
+            loss = torch.nn.functional.cross_entropy(logits, ids[0, sample.prompt_length :], reduction="sum")
+            (loss / tokens).backward()
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    return len(steps), peft.get_peft_model_state_dict(model)
+
+
+def apart(left, right):
+    """Return how far two adapters are apart, relative to the second."""
+    difference = sum(float((left[name] - right[name]).square().sum()) for name in right) ** 0.5
+    return difference / sum(float(right[name].square().sum()) for name in right) ** 0.5
+
+
+def test_twenty_steps_along_trees_give_the_weights_of_the_plain_loop(base, plan, tmp_path, monkeypatch):
+    """Controls: siblings that see one another, places off by one, a branch without values; over 1e-2 apart each."""
+    steps, plain = plain_loop(base, plan, SAMPLES[6:])
+    assert steps >= 20
+    begun = backend_hf.Begun("cpu", "float32", "for a test", 1)
+    outcome = train(base, plan, tmp_path / "tree", val=(), begun=begun)
+    assert (outcome.execution, outcome.steps) == ("prefix tree", steps)
+    assert outcome.unique_tokens < outcome.tokens - outcome.steps
+    assert apart(weights(tmp_path / "tree"), plain) < 1e-4
+    prepared, attend = attention.prepared, attention.prefix_tree_attention
+
+    def believed(model, *rest):  # the probe would refuse what comes now
+        attention.register()
+        model.set_attn_implementation(attention.NAME)
+        return execution.PrefixTree("")
+
+    def shifted(pack, *rest):
+        pack.position_ids[pack.position_ids >= 3] += 1
+        return prepared(pack, *rest)
+
+    def lost(module, query, key, value, *rest, **named):
+        value = value.clone()
+        value[:, :, -3:] = 0
+        return attend(module, query, key, value, *rest, **named)
+
+    monkeypatch.setattr(execution, "choose", believed)
+    for name, attribute, wrong in (
+        ("siblings", "ancestors", lambda parents: np.tri(len(parents), dtype=bool)),
+        ("places", "prepared", shifted),
+        ("branch", "prefix_tree_attention", lost),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(attention, attribute, wrong)
+            train(base, plan, tmp_path / name, val=(), begun=begun)
+        assert apart(weights(tmp_path / name), plain) > 1e-2, name
