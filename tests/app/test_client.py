@@ -507,7 +507,14 @@ def test_an_app_that_comes_up_meanwhile(into: Path, recorder: Recorder, monkeypa
     late = HTTPServer(port=int(url.rpartition(":")[2]))
     answer(late, "/api/training/export", BRAIN)
     answer(late, "/api/cognitive/core-memories", MEMORIES)
-    threading.Timer(0.2, late.start).start()
+    heard = recorder.say
+
+    def start(line: str) -> None:
+        heard(line)
+        if not late.is_running():
+            late.start()
+
+    monkeypatch.setattr(recorder, "say", start)
     try:
         assert len(get_brain(url, into, recorder)) == 2
         assert recorder.said[0].startswith(f"No app answers at {url}. Trying again in ")
