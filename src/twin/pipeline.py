@@ -164,6 +164,14 @@ def _help_train() -> None:
         backend_hf.train(job, Silent())
 
 
+def _say_of_an_idle_gpu(plan: TrainPlan, reporter: Reporter) -> None:
+    """Say so where a GPU is here that PyTorch can't use, which would train on the CPU without a word."""
+    from twin.training import backend_hf, hardware
+
+    if plan.device == "auto" and (reason := hardware.why_no_cuda()):
+        reporter.say(f"The GPU that is here is not used: {reason}. {backend_hf.GPU_HINT}.")
+
+
 def _train(
     settings: Settings,
     reporter: Reporter,
@@ -196,12 +204,13 @@ def _train(
         from twin.training import backend_hf, many, record
         from twin.training.samples import build_samples
         from twin.training.tokenizer import load_tokenizer
+    _say_of_an_idle_gpu(plan, reporter)
     tokenizer = load_tokenizer(base.folder)
     family = prove.family_for(load_preset(settings.train.preset), plan, base, tokenizer)
     base_weights = basemodel.weights_digest(base, reporter)
     rows, about = further.choose(earlier, rows, plan, base_weights, family, settings, reporter)
-    asked_later = [list(row.turns[:-1]) for row in rows.val]  # of the GGUF; what is learned is proved below
-    prove.before_training(base, family, tokenizer, asked_later, settings, reporter)
+    # What the GGUF is asked later; what is learned is proved below.
+    prove.before_training(base, family, tokenizer, [list(row.turns[:-1]) for row in rows.val], settings, reporter)
 
     def count(text: str) -> int:
         return len(tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -10,7 +10,6 @@ import socket
 import ssl
 import stat
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from twin.training import hardware
+from twin.errors import MachineError
+from twin.training import backend_hf, hardware
 
 
 def test_the_machine_is_told_and_nobody_is_named() -> None:
@@ -51,3 +52,24 @@ def test_gpus_with_and_without_a_driver_that_tells(monkeypatch: pytest.MonkeyPat
     program.chmod(0o755)
     assert hardware.gpus()[1]["driver"] == "550.54.15"
     assert hardware.gpus()[0]["memory_bytes"] == 8 * 2**30
+
+
+def test_a_gpu_that_pytorch_cannot_use_is_told_with_the_reason(monkeypatch: pytest.MonkeyPatch, isolated: Path) -> None:
+    """A driver's program is on PATH, and PyTorch itself says what is wrong: here that there is no driver."""
+    if hardware.torch.cuda.is_available():
+        pytest.skip("PyTorch can use the GPU")
+    monkeypatch.setenv("PATH", str(isolated))
+    assert hardware.why_no_cuda() is None
+    assert backend_hf.choose_device("auto") in ("cpu", "mps")
+    with pytest.raises(MachineError, match="PyTorch finds no device 'cuda' here"):
+        backend_hf.choose_device("cuda")
+    program = isolated / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA Test (UUID: x)'\n")
+    program.chmod(0o755)
+    reason = hardware.why_no_cuda()
+    assert reason
+    assert "\n" not in reason
+    with pytest.raises(MachineError) as caught:
+        backend_hf.choose_device("cuda")
+    assert caught.value.message == f"PyTorch can't use the GPU that is here: {reason}."
+    assert "driver" in caught.value.hint

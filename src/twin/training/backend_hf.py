@@ -30,7 +30,18 @@ from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
-from twin.training import attention, backends, budget, execution, lora_products, many, memory, metrics, trackers
+from twin.training import (
+    attention,
+    backends,
+    budget,
+    execution,
+    hardware,
+    lora_products,
+    many,
+    memory,
+    metrics,
+    trackers,
+)
 from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
 from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
 from twin.training.earlier import take_up
@@ -42,6 +53,7 @@ from twin.training.prefix_tree import batches
 # which is a gigabyte. These hold one pack's. Read at the first product, so setting them at import is early enough.
 os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
+GPU_HINT = "Update its driver, or install the PyTorch that goes with it: pytorch.org/get-started; or use --device cpu"
 _EVAL_BATCH = 16
 _MOST_PRODUCTS, _MEASURED_SECONDS = 30, 0.05  # of each dtype, on a CPU
 
@@ -219,6 +231,8 @@ def choose_device(wanted: str) -> str:
     have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if wanted == "auto":
         return next(name for name in ("cuda", "mps", "cpu") if have[name])
+    if wanted == "cuda" and (reason := hardware.why_no_cuda()):
+        raise MachineError(f"PyTorch can't use the GPU that is here: {reason}.", GPU_HINT)
     if not have[wanted]:
         raise MachineError(
             f"PyTorch finds no device '{wanted}' here.", "Use --device cpu, or install the right PyTorch."

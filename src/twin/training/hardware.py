@@ -56,6 +56,17 @@ def gpus() -> list[dict[str, Any]]:
     return [{"name": "Apple GPU (MPS)"}] if torch.backends.mps.is_available() else []
 
 
+def why_no_cuda() -> str | None:
+    """Return why PyTorch can't use the NVIDIA GPU that is here; None: it can, or there is none."""
+    if torch.cuda.is_available() or not _says("nvidia-smi", "-L").startswith("GPU"):
+        return None
+    try:
+        torch.cuda.init()
+    except (AssertionError, RuntimeError) as error:
+        return str(error).strip().partition("\n")[0].rstrip(".")
+    return "PyTorch does not say why"
+
+
 def _says(*command: str) -> str:
     """Return what a program prints; empty where it is not there or fails."""
     try:
