@@ -147,7 +147,7 @@ def _from_hub(hub_id: str, reporter: Reporter) -> Path:
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError):
         raise MachineError(
             f"The model hub can't be reached for '{hub_id}'.",
-            "Check the network; or copy its config.json, *.safetensors and tokenizer files into a folder for --model; or "
+            "Check the network; or copy its config.json, *.safetensors and tokenizer files to a folder for --model; or "
             "use the preset smollm2-135m, which needs no hub.",
         ) from None
 
