@@ -14,11 +14,12 @@ from twin.runs import RunPaths
 
 _AGAIN = "Copy the run's folder again from where it was trained, or train again."
 _LORA = re.compile(r"(?:.+\.)?([^.]+)\.lora_([AB])\.weight")
-# What PEFT does besides adding B·A to the target modules, or imports, where these are set; a run of twin's sets none.
-_UNUSED = (
-    "modules_to_save", "layer_replication", "megatron_config", "rank_pattern", "alpha_pattern", "target_parameters",
-    "trainable_token_indices", "layers_to_transform", "exclude_modules", "use_dora", "use_rslora", "lora_bias",
-)  # fmt: skip
+# What a run of twin's sets. Anything else may make PEFT do more than add B·A to the target modules, or import code.
+_USED = {
+    "peft_type", "peft_version", "task_type", "base_model_name_or_path", "inference_mode", "r", "lora_alpha",
+    "lora_dropout", "target_modules", "bias", "init_lora_weights", "megatron_core",
+    "qalora_group_size",
+}  # fmt: skip
 
 
 def check(paths: RunPaths, record: dict[str, Any]) -> None:
@@ -36,7 +37,7 @@ def check(paths: RunPaths, record: dict[str, Any]) -> None:
     config = read_json(paths.adapter_config)
     if config.get("peft_type") != "LORA":
         raise UsageError(f"'{paths.adapter_config}' is of no LoRA adapter.", _AGAIN)
-    odd = [key for key in _UNUSED if config.get(key)]
+    odd = [key for key, value in config.items() if value and key not in _USED]
     odd += ["bias"] * (config.get("bias", "none") != "none")
     odd += ["init_lora_weights"] * (config.get("init_lora_weights", True) is not True)
     if odd:

@@ -199,7 +199,8 @@ def _train(
     base = basemodel.resolve(plan.model, reporter)
     # transformers prints at its import where W&B is offline, and Unsloth always.
     with reporter.task("Loading the training libraries"), stdout_to_stderr():
-        backend = backends.ready(plan, base.folder, trains=not (dry_run or explain))  # Unsloth has to be first
+        begun_by = runs.begun_backend(paths, checkpoint, go_on)
+        backend = backends.ready(plan, base.folder, not (dry_run or explain), begun_by)  # Unsloth has to be first
         from twin.evaluate.likelihood import compare
         from twin.training import backend_hf, many, record
         from twin.training.samples import build_samples
@@ -224,8 +225,10 @@ def _train(
     )  # fmt: skip
     see(shown)
     read = ((rows.train_path, len(rows.train)), (rows.val_path, len(rows.val)))
-    facts = record.describe(paths, base, base_weights, family, plan, (rows.system, system_tokens), read, built)
-    facts |= {"mask": proved, "provenance": rows.provenance, "report_to": list(settings.train.report_to), **about}
+    facts = {
+        **record.describe(paths, base, base_weights, family, plan, (rows.system, system_tokens), read, built),
+        "mask": proved, "provenance": rows.provenance, "report_to": list(settings.train.report_to), **about,
+    }  # fmt: skip
     if dry_run or explain:
         would = backend_hf.begin(plan, base.folder, built.samples, backend)
         facts["result"] = record.foreseen(plan, base.folder, built.samples, would) | {

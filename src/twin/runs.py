@@ -357,15 +357,31 @@ def bind_checkpoints(
                     + (f" ({values[0]}, and here {values[1]})." if shown else "."),
                     "Use the settings and rows that it was made with, or leave --resume-from out to start again.",
                 )
+    begun = begin() if begun is None else begun  # it may refuse, and then nothing has gone
     with file_errors(paths.checkpoints, "write"):
         paths.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)  # they hold the person's weights
         # Half-written ones of killed processes too, and nothing else: the folder may be a link from elsewhere.
         for other in [*paths.checkpoints.glob("checkpoint-*"), *paths.checkpoints.glob(".checkpoint.*.partial")]:
             if other.is_dir() and not (checkpoint and other.samefile(checkpoint)):
                 shutil.rmtree(other)
-    begun = begin() if begun is None else begun
     write_json(paths.checkpoints / _CHECKPOINT_JOB, {**job, _BEGUN: begun})
     return dict(begun)
+
+
+def begun_backend(paths: RunPaths, checkpoint: Path | None, go_on: bool) -> str | None:
+    """Return the backend that a run was begun with, as its ``job.json`` says; None where nothing does.
+
+    Args:
+        paths: of the run.
+        checkpoint: what to go on from, where it was named.
+        go_on: take up the run's own newest checkpoint otherwise.
+    """
+    if not (checkpoint or go_on):
+        return None
+    beside = (checkpoint.parent if checkpoint else paths.checkpoints) / _CHECKPOINT_JOB
+    begun = read_json(beside).get(_BEGUN) if beside.is_file() else None
+    name = begun.get("backend") if isinstance(begun, dict) else None
+    return name if isinstance(name, str) else None
 
 
 def matching_checkpoint(paths: RunPaths, job: Mapping[str, Any]) -> Path | None:

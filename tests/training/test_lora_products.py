@@ -1,6 +1,7 @@
 """LoRA's products give peft's own outputs, losses and gradients, or are left to peft by name."""
 
 import copy
+import gc
 
 import peft
 import pytest
@@ -177,3 +178,43 @@ def test_on_a_gpu_weights_of_4_bits_give_what_peft_gives(cuda, tmp_path, monkeyp
     assert loss == pytest.approx(found[1][0], rel=1e-4)
     for name, gradient in gradients.items():
         assert torch.linalg.vector_norm(gradient - found[1][1][name]) < 1e-3 * torch.linalg.vector_norm(gradient), name
+
+
+def alive():
+    """Return the bytes of all tensors that something still holds."""
+    gc.collect()
+    found = {one.untyped_storage()._cdata: one for one in gc.get_objects() if isinstance(one, torch.Tensor)}
+    return sum(one.untyped_storage().nbytes() for one in found.values())
+
+
+def test_layers_that_are_computed_again_leave_nothing_behind():
+    """They end by an exception inside the last product, and what is kept there keeps the graph behind it."""
+    theirs, ours, _ = both()
+    held = []
+    for model in (theirs, ours):
+        backend_hf.compute_again(model)
+        trained(model)
+        model.zero_grad()
+        before = alive()
+        model(input_ids=torch.tensor([SAMPLES[1].input_ids]), use_cache=False).logits.sum().backward()
+        model.zero_grad()
+        held.append(alive() - before)
+    assert held[1] <= held[0] + 1000
+
+
+def test_a_product_that_memory_does_not_hold_keeps_nothing():
+    _, ours, _ = both()
+    ids = torch.tensor([SAMPLES[1].input_ids])
+    ours(input_ids=ids, use_cache=False).logits.sum().backward()
+    ours.zero_grad()
+    before = alive()
+    layer = ours.get_base_model().model.layers[1].mlp.down_proj.base_layer
+
+    def full(x):
+        raise torch.OutOfMemoryError
+
+    layer.forward = full
+    with pytest.raises(torch.OutOfMemoryError):
+        ours(input_ids=ids, use_cache=False)
+    del layer.forward
+    assert alive() <= before + 1000

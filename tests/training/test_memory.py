@@ -18,6 +18,7 @@ LAYERS = 4
 LONG = Sample("long", "", "chat", tuple(range(400)), 300)
 ROWS = memory.Rows(LONG, 2000, 0.25)
 MODEL = memory.Need(
+    word=2,
     weights=1_600_000, packed=700_000, largest=10_000, trained=4_000, layers=32, layer_token=20, other_token=1,
     target=50, entry_token=2, vocabulary=30,
 )  # fmt: skip

@@ -47,7 +47,8 @@ from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_me
 from twin.training.earlier import take_up
 from twin.training.execution import Execution, Piece, losses_of_each
 from twin.training.optimizer import MasterAdamW
-from twin.training.prefix_tree import batches
+from twin.training.padded import Padded
+from twin.training.prefix_tree import Pack, batches
 
 # Packs differ in length, and oneDNN keeps a compiled kernel for each shape: 1,024 of them, and PyTorch as many again,
 # which is a gigabyte. These hold one pack's. Read at the first product, so setting them at import is early enough.
@@ -55,6 +56,7 @@ os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
 os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
 GPU_HINT = "Update its driver, or install the PyTorch that goes with it: pytorch.org/get-started; or use --device cpu"
 _EVAL_BATCH = 16
+_AUTOCAST = "ACCELERATE_MIXED_PRECISION"
 _MOST_PRODUCTS, _MEASURED_SECONDS = 30, 0.05  # of each dtype, on a CPU
 
 
@@ -117,16 +119,16 @@ def begin(plan: TrainPlan, folder: Path, samples: Sequence[Sample], backend: Cho
         if plan.four_bit:
             raise UsageError(f"4-bit weights need a CUDA GPU, and this is trained on {device}.", "Leave them out.")
         return known if device != "cpu" else replace(known, token_budget=_token_budget(folder, plan, samples, dtype))
-    if backend.name == UNSLOTH and plan.four_bit is None:  # what it is made for
-        plan = plan.model_copy(update={"four_bit": True})
-    fit = foresee_memory(plan, folder, samples, torch.cuda.mem_get_info()[0])
+    fit = foresee_memory(plan, folder, samples, torch.cuda.mem_get_info()[0], dtype)
     return replace(
         known, token_budget=fit.token_budget, four_bit=fit.four_bit, checkpointing=fit.checkpointing,
         predicted_gpu_bytes=fit.predicted_bytes, memory_why=fit.why,
     )  # fmt: skip
 
 
-def foresee_memory(plan: TrainPlan, folder: Path, samples: Sequence[Sample], free_bytes: int) -> memory.Fit:
+def foresee_memory(
+    plan: TrainPlan, folder: Path, samples: Sequence[Sample], free_bytes: int, dtype: torch.dtype = torch.bfloat16
+) -> memory.Fit:
     """Return how to train within a GPU's free memory; see ``memory.fit``.
 
     Raises:
@@ -134,7 +136,7 @@ def foresee_memory(plan: TrainPlan, folder: Path, samples: Sequence[Sample], fre
     """
     can_pack = find_spec("bitsandbytes") is not None
     try:
-        need = memory.need(folder, lambda model: add_lora(model, plan))
+        need = memory.need(folder, lambda model: add_lora(model, plan), dtype)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
         why = f"its memory could not be foreseen ({str(error).strip().partition(chr(10))[0]})"
         return memory.Fit(bool(plan.four_bit), False, execution.TOKEN_BUDGET, 0, why)
@@ -143,9 +145,18 @@ def foresee_memory(plan: TrainPlan, folder: Path, samples: Sequence[Sample], fre
     rows = memory.Rows(
         max(samples, key=lambda one: len(one.input_ids)),
         max(work.computed for work in works),
-        max(len(work.targets) / work.computed for work in works),
+        max(_logits(work) / work.computed for work in works),
     )
+    world = many.world()
+    if world.sharded:  # each process holds its share, and a layer whole while it is computed
+        need = replace(need, weights=need.weights // world.size + need.weights // need.layers)
+        return memory.fit(need, free_bytes, rows, bool(plan.four_bit), can_pack)
     return memory.fit(need, free_bytes, rows, plan.four_bit, can_pack)
+
+
+def _logits(work: Pack | Padded) -> int:
+    """Return for how many tokens logits are computed."""
+    return len(work.targets) if isinstance(work, Pack) else len(work.input_ids) * len(work.kept)
 
 
 def _token_budget(base: Path, plan: TrainPlan, samples: Sequence[Sample], dtype: torch.dtype) -> int:
@@ -161,7 +172,7 @@ def _token_budget(base: Path, plan: TrainPlan, samples: Sequence[Sample], dtype:
                 config, dtype=dtype, attn_implementation=attention.NAME
             )
             model = add_lora(model, plan)
-        return budget.choose(model, first, dtype, budget.free_memory())
+        return budget.choose(model, first, dtype, budget.free_memory() // many.beside())
     except (NotImplementedError, TypeError, ValueError, RuntimeError):  # what it computes hangs on its weights
         return execution.TOKEN_BUDGET
 
@@ -246,7 +257,7 @@ def choose_dtype(device: str) -> tuple[torch.dtype, str]:
     Without instructions for bfloat16 a single product may take half a second: then it is the only one.
     """
     if device == "cuda":
-        good = torch.cuda.is_bf16_supported()
+        good = torch.cuda.is_bf16_supported(including_emulation=False)
         return (torch.bfloat16, "the GPU has bfloat16") if good else (torch.float32, "the GPU has no bfloat16")
     if device == "mps":
         return torch.float32, "bfloat16 was not tried on MPS"
@@ -617,7 +628,12 @@ def train(job: Job, reporter: Reporter) -> Trained:
         StepError: a loss or a gradient is no number; the step and its rows are named, the weights before it are kept.
     """
     with _threads(job.begun.threads):
-        return _train(job, reporter)
+        try:
+            return _train(job, reporter)
+        except torch.OutOfMemoryError:  # a step's own is met there: this is loading, measuring, or the optimizer
+            raise MachineError(
+                "The GPU's memory is full.", "Close what else uses the GPU, or take --four-bit or a smaller preset."
+            ) from None
 
 
 def _train(job: Job, reporter: Reporter) -> Trained:
@@ -790,6 +806,20 @@ def _one_step(items: Sequence[int]) -> dict[str, int]:
     return {"step": number}
 
 
+@contextmanager
+def _no_autocast() -> Iterator[None]:
+    """Let accelerate take no dtype of its own, which its launcher's settings may name: the weights have theirs."""
+    before = os.environ.get(_AUTOCAST)
+    os.environ[_AUTOCAST] = "no"
+    try:
+        yield
+    finally:
+        os.environ.pop(_AUTOCAST)
+        if before is not None:
+            os.environ[_AUTOCAST] = before
+
+
+@_no_autocast()
 def _trainer(
     model: Any,
     steps: list[list[Piece]],

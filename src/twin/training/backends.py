@@ -143,17 +143,20 @@ def _no_tree(folder: Path) -> str | None:
     return answer.removeprefix("no tree: ") if answer.startswith("no tree: ") else None
 
 
-def ready(plan: TrainPlan, folder: Path, trains: bool = True) -> Chosen:
+def ready(plan: TrainPlan, folder: Path, trains: bool = True, begun: str | None = None) -> Chosen:
     """Choose the backend, and import what has to be first for it.
 
     Args:
         plan: the backend and the device as they were asked for.
         folder: the base model's checkpoint.
         trains: not a dry run.
+        begun: the backend of the run that is gone on with.
 
     Raises:
         UsageError, MachineError: see ``choose_backend`` and ``first_import``.
     """
+    if plan.backend == "auto" and begun in (HF, UNSLOTH):
+        plan = plan.model_copy(update={"backend": begun})
     chosen = choose_backend(facts_of(plan, folder))
     if trains:
         first_import(chosen.name)

@@ -101,18 +101,26 @@ class _Together:
     def _output(self, place: int, x: torch.Tensor) -> torch.Tensor:
         known = self.read is not None and self.read[0] is x and self.read[1:] == (x._version, torch.is_grad_enabled())
         if not known or place not in self.left:
-            self.read = x, x._version, torch.is_grad_enabled()
-            scales, weights = list[float](), list[Any]()
-            for module in self.modules:
-                (name,) = module.active_adapters
-                scales.append(module.scaling[name])
-                weights += [module.lora_A[name].weight, module.lora_B[name].weight]
-            frozen = [module.base_layer for module in self.modules]
-            self.left = dict(enumerate(_Products.apply(x, scales, frozen, *weights)))
+            self.read, self.left = None, {}
+            # Kept once there is something to keep: memory may end in here, and layers that are computed again end in
+            # here by an exception, and what is kept keeps the graph behind it.
+            outputs = self._apply(x)
+            self.read, self.left = (x, x._version, torch.is_grad_enabled()), dict(enumerate(outputs))
         output = self.left.pop(place)
         if not self.left:
             self.read = None
         return output
+
+    def _apply(self, x: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        scales, weights = list[float](), list[Any]()
+        for module in self.modules:
+            (name,) = module.active_adapters
+            scales.append(module.scaling[name])
+            weights += [module.lora_A[name].weight, module.lora_B[name].weight]
+        outputs: tuple[torch.Tensor, ...] = _Products.apply(
+            x, scales, [one.base_layer for one in self.modules], *weights
+        )
+        return outputs
 
 
 def _why_not(module: Any, x: torch.Tensor | None = None) -> str | None:

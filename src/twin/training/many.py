@@ -170,6 +170,11 @@ def world() -> World:
     return _world
 
 
+def beside() -> int:
+    """Return how many processes of this training share the machine's memory, this one included."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE") or 1) if _world.size > 1 else 1
+
+
 @contextmanager
 def joined() -> Iterator[World]:
     """Join the processes that a launcher started with this one; without a launcher it is alone.
@@ -233,7 +238,7 @@ def follow(fetch: Callable[[str], Path]) -> Iterator[Job]:
         if _world.local_rank == 0:
             fetch(job.plan.model)
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint = job.checkpoint and _send_folder(job.checkpoint, Path(folder))
+        checkpoint = job.checkpoint and _send_folder(job.checkpoint, Path(folder) / job.checkpoint.name)
         yield replace(job, base=fetch(job.plan.model), checkpoint=checkpoint, report_to=())
 
 
@@ -243,6 +248,7 @@ def _send_folder(source: Path, to: Path | None) -> Path:
     with _world.together():
         if to is None:
             return source
+        to.mkdir()
         for name, content in contents.items():
             (to / name).write_bytes(content)
     return to

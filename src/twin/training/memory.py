@@ -24,7 +24,7 @@ from twin.errors import MachineError
 from twin.records import Sample
 
 MOST_TOKENS = 8192  # of a piece: more save no time that can be measured, and the mask's making grows with the square
-_KEPT_FREE = 0.06  # of the memory that is free: the allocator's gaps, kernels and their workspaces
+_KEPT_FREE = 0.1  # of the memory that is free: the allocator's gaps, kernels and their workspaces
 _STAND_IN = "memory_stand_in"
 _OPTIMIZER_BYTES = 26  # of a trained weight: itself, its gradient, in float32 both again and two moments; 6 in passing
 _LOGIT_BYTES = 6  # of a logit, beside what is saved: in 16 bits once, its gradient in 32
@@ -37,8 +37,9 @@ class Need:
     """What a model takes, in bytes where nothing else is said.
 
     Args:
-        weights: of the base model, in 16 bits.
-        packed: of these, in weights of 16 bits, what 4 bits would hold instead.
+        word: bytes of a weight that is not packed.
+        weights: of the base model.
+        packed: how many of its weights 4 bits would hold.
         largest: weights of the largest matrix that 4 bits would hold; it is unpacked when it is used.
         trained: weights of the adapter.
         layers: of the model.
@@ -49,6 +50,7 @@ class Need:
         vocabulary: logits of a supervised token.
     """
 
+    word: int
     weights: int
     packed: int
     largest: int
@@ -69,8 +71,9 @@ class Need:
             four_bit: the weights are packed.
             checkpointing: each layer is computed again in the backward pass.
         """
-        weights = self.weights - 2 * self.packed + self.packed * _FOUR_BITS + 4 * self.largest if four_bit else 0
-        weights = weights or self.weights
+        weights = float(self.weights)
+        if four_bit:
+            weights += self.packed * (_FOUR_BITS - self.word) + 2 * self.word * self.largest
         saved = self.layers * (self.entry_token if checkpointing else self.layer_token) + self.other_token
         # A layer's gradients, and with checkpointing what it saves when it is computed again.
         in_hand = self.layer_token * (1.5 if checkpointing else 0.5)
@@ -78,35 +81,37 @@ class Need:
         return int(weights + self.trained * _OPTIMIZER_BYTES + tokens * (saved + in_hand) + logits)
 
 
-def need(folder: Path, add_lora: Callable[[Any], Any]) -> Need:
+def need(folder: Path, add_lora: Callable[[Any], Any], dtype: torch.dtype = torch.bfloat16) -> Need:
     """Count what the model in ``folder`` takes, of which the configuration alone is read.
 
     Args:
         folder: a checkpoint.
         add_lora: gives a model the adapter that is trained.
+        dtype: that it is computed in.
     """
     transformers.AttentionInterface.register(_STAND_IN, _stand_in)
     transformers.AttentionMaskInterface.register(_STAND_IN, lambda *args, **kwargs: None)
     config = transformers.AutoConfig.from_pretrained(folder)
-    whole = _empty(config, config.num_hidden_layers)
+    whole = _empty(config, config.num_hidden_layers, dtype)
     head = whole.get_output_embeddings()
     linear = [one for one in whole.modules() if isinstance(one, torch.nn.Linear) and one is not head]
-    one, two = (_saved(add_lora(_empty(config, layers)), *_TRACED[:1], 1) for layers in (1, 2))
-    model = add_lora(_empty(config, 1))
-    longer, more = _saved(model, _TRACED[1], 1), _saved(model, _TRACED[0], 33)
+    models = [add_lora(_empty(config, layers, dtype)) for layers in (1, 2)]
     few, many = _TRACED
-    layer = (two - one) / few
-    trained = [sum(w.numel() for w in add_lora(_empty(config, n)).parameters() if w.requires_grad) for n in (1, 2)]
+    # Slopes: what is saved once, whatever the tokens, is small and no token's.
+    one, two = ((_saved(model, many, 1) - _saved(model, few, 1)) / (many - few) for model in models)
+    trained = [sum(weight.numel() for weight in model.parameters() if weight.requires_grad) for model in models]
+    word = dtype.itemsize
     return Need(
-        weights=2 * sum(weight.numel() for weight in whole.parameters()),
+        word=word,
+        weights=word * sum(weight.numel() for weight in whole.parameters()),
         packed=sum(one.weight.numel() for one in linear),
         largest=max(one.weight.numel() for one in linear),
         trained=trained[0] + (config.num_hidden_layers - 1) * (trained[1] - trained[0]),
         layers=config.num_hidden_layers,
-        layer_token=layer,
-        other_token=max(0.0, (longer - one) / (many - few) - layer),
-        target=(more - one) / 32,
-        entry_token=2 * config.hidden_size,
+        layer_token=two - one,
+        other_token=max(0.0, 2 * one - two),
+        target=(_saved(models[0], few, 33) - _saved(models[0], few, 1)) / 32,
+        entry_token=word * config.hidden_size,
         vocabulary=config.vocab_size,
     )
 
@@ -137,7 +142,7 @@ class Rows:
     Args:
         longest: the longest sample: it can't be cut.
         largest_step: tokens that the largest optimizer step computes.
-        share: the part of a piece's tokens that is supervised, at most.
+        share: logits that a piece computes, for each of its tokens, at most.
     """
 
     longest: Sample
@@ -179,7 +184,7 @@ def fit(need: Need, free_bytes: int, rows: Rows, four_bit: bool | None, can_pack
             continue
         budget = max(budget, tokens)
         predicted = max(least, need.bytes(budget, int(budget * rows.share), packed, again))
-        weights = "weights in 4 bits" if packed else "weights in 16 bits"
+        weights = f"weights in {4 if packed else 8 * need.word} bits"
         layers = "each layer computed again in the backward pass" if again else "nothing computed again"
         why = f"{weights}, {layers}, packs of {budget:,} tokens: at most {predicted / 1e9:.1f} GB of {room / 1e9:.1f}"
         return Fit(packed, again, budget, predicted, why)
@@ -206,7 +211,7 @@ def _budget(need: Need, room: int, share: float, packed: bool, again: bool) -> i
 # ---------------------------------------------------------------- a model without memory
 
 
-def _empty(config: Any, layers: int) -> Any:
+def _empty(config: Any, layers: int, dtype: torch.dtype) -> Any:
     """Return a model of ``layers`` layers that has shapes and no memory."""
     told, number = config.to_dict(), config.num_hidden_layers
     told = {
@@ -216,7 +221,7 @@ def _empty(config: Any, layers: int) -> Any:
     fewer = type(config).from_dict(told | {"num_hidden_layers": layers})
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
-            fewer, dtype=torch.bfloat16, attn_implementation=_STAND_IN, trust_remote_code=False
+            fewer, dtype=dtype, attn_implementation=_STAND_IN, trust_remote_code=False
         )
     return model.requires_grad_(False)
 
