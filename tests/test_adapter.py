@@ -80,6 +80,8 @@ def test_paths_among_the_digests_are_not_followed(run):
     [
         ({"peft_type": "ADALORA"}, "is of no LoRA adapter"),
         ({"modules_to_save": ["lm_head"]}, "sets modules_to_save, which twin never does"),
+        ({"kasa_config": {"beta": 1.0, "gamma": 1.0}}, "sets kasa_config"),
+        ({"alora_invocation_tokens": [1, 2]}, "sets alora_invocation_tokens"),
         ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "sets megatron_config"),
         ({"layer_replication": [[0, 4]]}, "sets layer_replication"),
         ({"rank_pattern": {"q_proj": 9}}, "sets rank_pattern"),

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -230,6 +231,26 @@ def test_a_gpu_that_holds_no_row_is_told_by_the_row(base, plan, tmp_path, monkey
     with pytest.raises(MachineError, match=r"does not hold row 'r\d+' of \d+ tokens") as caught:
         train(base, plan, tmp_path / "none", val=())
     assert "--max-length" in caught.value.hint
+
+
+def test_memory_that_ends_elsewhere_than_in_a_step_is_one_sentence(base, plan, tmp_path, monkeypatch):
+    def full(*given):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(execution, "choose", full)
+    with pytest.raises(MachineError, match="memory is full"):
+        train(base, plan, tmp_path)
+
+
+def test_a_launcher_s_dtype_is_not_taken(base, plan, tmp_path, monkeypatch):
+    """accelerate's settings file sets this variable; its autocast would mix two dtypes in one product."""
+    begun = backend_hf.Begun("cpu", "float32", "for a test", 1)
+    train(base, plan, tmp_path / "plain", val=(), begun=begun)
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    train(base, plan, tmp_path / "launched", val=(), begun=begun)
+    assert os.environ["ACCELERATE_MIXED_PRECISION"] == "bf16"
+    same, other = weights(tmp_path / "plain"), weights(tmp_path / "launched")
+    assert all(torch.equal(same[name], other[name]) for name in same)
 
 
 def test_four_bits_are_for_a_gpu(base, plan):

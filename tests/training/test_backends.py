@@ -125,3 +125,13 @@ def test_a_target_module_that_the_model_lacks_is_refused():
     check_targets(model, plan)
     with pytest.raises(GateError, match="The base model has no module qkv_proj"):
         check_targets(model, plan.model_copy(update={"target_modules": ["qkv_proj", "o_proj"]}))
+
+
+def test_a_run_goes_on_with_the_backend_it_was_begun_with(monkeypatch, tmp_path):
+    """Unsloth was installed since; the control is a run that is begun now."""
+    monkeypatch.setattr(backends, "first_import", lambda name: None)
+    able = lambda plan, folder: Facts(plan.backend, **ABLE, no_tree="'x' carries a state")  # noqa: E731
+    monkeypatch.setattr(backends, "facts_of", able)
+    assert backends.ready(plan_of(), tmp_path).name == "unsloth"
+    assert backends.ready(plan_of(), tmp_path, begun="hf").name == "hf"
+    assert backends.ready(plan_of(backend="hf"), tmp_path, begun="unsloth").name == "hf"

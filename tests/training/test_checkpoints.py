@@ -291,6 +291,24 @@ def test_a_run_goes_on_with_the_dtype_and_threads_it_was_begun_with(base, tmp_pa
         runs.bind_checkpoints(paths, None, {}, measure_again)
 
 
+def test_a_start_that_is_refused_leaves_the_checkpoints(tmp_path):
+    paths = runs.RunPaths(tmp_path)
+    kept = paths.checkpoints / "checkpoint-10"
+    kept.mkdir(parents=True)
+
+    def refuse():
+        raise UsageError("4-bit weights need a CUDA GPU.", "Leave them out.")
+
+    with pytest.raises(UsageError):
+        runs.bind_checkpoints(paths, None, {}, refuse)
+    assert kept.is_dir()
+    runs.bind_checkpoints(paths, None, {}, lambda: {"backend": "hf"})
+    assert not kept.exists()
+    assert runs.begun_backend(paths, None, go_on=True) == "hf"
+    assert runs.begun_backend(paths, None, go_on=False) is None
+    assert runs.begun_backend(paths, kept, go_on=False) == "hf"
+
+
 def test_another_dtype_would_give_other_bits(base, whole, tmp_path):
     with pytest.raises(KeyboardInterrupt):
         train(base, plan_of(), tmp_path, reporter=At(14, interrupt))
