@@ -23,7 +23,7 @@ import transformers
 from twin.errors import MachineError
 from twin.records import Sample
 
-MOST_TOKENS = 8192  # of a piece: more save no time that can be measured, and the mask's making grows with the square
+MOST_TOKENS = 8192  # of a piece: the mask is made of as many times as many entries
 _KEPT_FREE = 0.1  # of the memory that is free: the allocator's gaps, kernels and their workspaces
 _STAND_IN = "memory_stand_in"
 _OPTIMIZER_BYTES = 26  # of a trained weight: itself, its gradient, in float32 both again and two moments; 6 in passing
