@@ -90,7 +90,7 @@ def test_a_dry_run_shows_and_trains_nothing(twin):
         }
     ]  # fmt: skip
     assert {key: said[key] for key in ("samples", "shortened", "too_long", "supervised_tokens")} == {
-        "samples": 3, "shortened": 0, "too_long": 0, "supervised_tokens": 10,
+        "samples": 3, "shortened": 0, "too_long": 0, "supervised_tokens": 2 * 10,  # two passes
     }  # fmt: skip
     assert "mask" not in json.loads(twin(*TRAIN, "--json").stdout)
 
