@@ -191,7 +191,7 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
 
     rate = matrix_rate(setup.dtype)
     model = backend_hf.load_model(setup.folder, "cpu", setup.dtype)
-    begun = backend_hf.begin("cpu", setup.folder, setup.plan, setup.steps[0])
+    begun = backend_hf.begin(setup.plan.model_copy(update={"device": "cpu"}), setup.folder, setup.steps[0])
     chosen = execution.choose(model, setup.steps[0], setup.dtype, begun.token_budget)
     linear = sum(
         module.weight.numel()
