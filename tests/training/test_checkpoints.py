@@ -2,7 +2,6 @@
 
 import json
 import math
-import multiprocessing
 import os
 import random
 import shutil
@@ -11,7 +10,6 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
@@ -149,17 +147,6 @@ def deadly(place):
         return real(*arguments, **named)
 
     setattr(owner, name, kill)
-
-
-@pytest.fixture(scope="module")
-def context():
-    """Processes that are forked from one that has imported everything: a kill costs no new start of PyTorch."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(Path(__file__).parents[2])  # where it finds this module
-        ensure_running()
-    return found
 
 
 @pytest.mark.slow

@@ -11,6 +11,8 @@ from tests.training.test_attention import SYSTEM, assert_same, one_by_one
 from tests.training.test_prefix_tree import sample
 from twin.training import attention, execution
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SMALL = {
     "vocab_size": 96,
     "hidden_size": 32,
@@ -74,15 +76,6 @@ def computed(chosen, model, samples):
     return loss.item(), {
         name: weight.grad.clone() for name, weight in model.named_parameters() if weight.grad is not None
     }
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Products this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize("name", sorted(TREES))

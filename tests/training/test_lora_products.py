@@ -14,16 +14,9 @@ from twin.presets import load_preset, plan_training
 from twin.settings import TrainSettings
 from twin.training import backend_hf, lora_products
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NAMES = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Products this small are slower on several threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def with_lora(name="Llama", dtype=torch.float32, targets=NAMES, **options):

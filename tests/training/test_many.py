@@ -1,14 +1,12 @@
 """Several processes, gloo on a CPU: the losses and the adapter of one, ends and errors that all share."""
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
 import sys
 from dataclasses import replace
 from functools import partial
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 
 import pytest
@@ -73,17 +71,6 @@ def process(rank, size, port, fsdp, change, base, folder, plan):
         facts = (done.processes, done.packs, done.tokens, done.supervised_tokens, done.best_step)
         told = {"losses": losses(done), "facts": facts, "after": [one.nll for one in done.after]}
     (own / "told.json").write_text(json.dumps(told))
-
-
-@pytest.fixture(scope="module")
-def context():
-    """Processes that are forked from one that has imported everything."""
-    found = multiprocessing.get_context("forkserver")
-    found.set_forkserver_preload([__name__])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(Path(__file__).parents[2])  # where it finds this module
-        ensure_running()
-    return found
 
 
 @pytest.fixture

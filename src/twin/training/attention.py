@@ -12,7 +12,7 @@ travel with the call. Imported late: torch and transformers are at the top.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from twin.training.prefix_tree import Ints, Pack, ancestors
 
 NAME = "prefix_tree"
 LEAST_TOKENS = 0  # of a pack
+UNTOLD = "attention that is not told of the tree"
 _BLOCK = 96  # tokens at most; 64 to 128 take as long, more compute what nobody sees
 _GAP = 8  # unseen keys between seen ones that cost less than one more piece
 
@@ -237,9 +238,8 @@ def prefix_tree_attention(
         NotImplementedError: a model with sinks or a bias.
     """
     if prefix_tree is None:
-        raise NotImplementedError("attention that is not told of the tree")
-    if s_aux is not None or position_bias is not None:
-        raise NotImplementedError("attention with sinks or a bias by position")
+        raise NotImplementedError(UNTOLD)
+    refuse_more(s_aux, position_bias)
     masks = prefix_tree.masks(sliding_window)
     scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     # Not [0], whose backward fills a tensor of zeros.
@@ -247,7 +247,22 @@ def prefix_tree_attention(
     return _Attend.apply(*batch, prefix_tree.blocks, masks, scaling, softcap)[None], None
 
 
+def refuse_more(s_aux: torch.Tensor | None, position_bias: torch.Tensor | None) -> None:
+    """Refuse what a model's scores are made of besides queries and keys, which no attention over a tree computes.
+
+    Raises:
+        NotImplementedError: a model with sinks or a bias.
+    """
+    if s_aux is not None or position_bias is not None:
+        raise NotImplementedError("attention with sinks or a bias by position")
+
+
+def make_known(name: str, attend: Callable[..., Any]) -> None:
+    """Make an attention known to transformers, which then makes no mask for it."""
+    AttentionInterface.register(name, attend)
+    AttentionMaskInterface.register(name, lambda *args, **kwargs: None)
+
+
 def register() -> None:
     """Make the attention known to transformers under ``NAME``."""
-    AttentionInterface.register(NAME, prefix_tree_attention)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+    make_known(NAME, prefix_tree_attention)

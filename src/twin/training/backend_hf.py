@@ -148,10 +148,11 @@ def foresee_memory(
         max(_logits(work) / work.computed for work in works),
     )
     world = many.world()
-    if world.sharded:  # each process holds its share, and a layer whole while it is computed
+    four_bit = plan.four_bit
+    if world.sharded:  # each process holds its share, and a layer whole while it is computed; 4 bits can't be shared
         need = replace(need, weights=need.weights // world.size + need.weights // need.layers)
-        return memory.fit(need, free_bytes, rows, bool(plan.four_bit), can_pack)
-    return memory.fit(need, free_bytes, rows, plan.four_bit, can_pack)
+        four_bit = bool(four_bit)
+    return memory.fit(need, free_bytes, rows, four_bit, can_pack)
 
 
 def _logits(work: Pack | Padded) -> int:

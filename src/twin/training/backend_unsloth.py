@@ -30,7 +30,7 @@ from twin.errors import MachineError, StepError
 from twin.records import Sample
 from twin.training import backend_hf, execution
 from twin.training.backend_hf import Job
-from twin.training.execution import Execution, LengthGrouped, PrefixTree, losses_of_each
+from twin.training.execution import Execution, LengthGrouped, PrefixTree, losses_of_each, on
 from twin.training.padded import Padded
 from twin.training.prefix_tree import Pack, subtree_ends
 from twin.training.trackers import stdout_to_stderr
@@ -52,12 +52,12 @@ class UnslothTree(PrefixTree):
         predictors, inverse = np.unique(work.predictors, return_inverse=True)
         hidden = _hidden(
             model,
-            input_ids=_on(device, work.input_ids)[None],
-            position_ids=_on(device, work.position_ids)[None],
+            input_ids=on(device, work.input_ids)[None],
+            position_ids=on(device, work.position_ids)[None],
             prefix_seg_info=Tree.of(work, device),
         )
-        logits = _logits(model, hidden[0, _on(device, predictors)])[_on(device, inverse)]
-        return torch.nn.functional.cross_entropy(logits.float(), _on(device, work.targets), reduction="none")
+        logits = _logits(model, hidden[0, on(device, predictors)])[on(device, inverse)]
+        return torch.nn.functional.cross_entropy(logits.float(), on(device, work.targets), reduction="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +69,11 @@ class UnslothPadded(LengthGrouped):
     def losses(self, model: torch.nn.Module, work: Padded, dtype: torch.dtype) -> torch.Tensor:
         """Return [P]."""
         device = next(model.parameters()).device
-        mask = _on(device, work.attention_mask)
-        hidden = _hidden(model, input_ids=_on(device, work.input_ids), attention_mask=mask)
-        kept = _on(device, work.kept[work.columns])
-        logits = _logits(model, hidden[_on(device, work.rows), kept])
-        return torch.nn.functional.cross_entropy(logits.float(), _on(device, work.targets), reduction="none")
+        mask = on(device, work.attention_mask)
+        hidden = _hidden(model, input_ids=on(device, work.input_ids), attention_mask=mask)
+        kept = on(device, work.kept[work.columns])
+        logits = _logits(model, hidden[on(device, work.rows), kept])
+        return torch.nn.functional.cross_entropy(logits.float(), on(device, work.targets), reduction="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +104,6 @@ class Tree:
             return (key <= query) & (query < ends[key])
 
         return cls(len(pack.input_ids), size, create_block_mask(seen, None, None, size, size, device=device))
-
-
-def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).to(device)
 
 
 def _hidden(model: Any, **inputs: Any) -> torch.Tensor:
@@ -214,11 +210,7 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budg
     Raises:
         StepError: batches give other losses too.
     """
-    probe = execution._probe(samples[0].input_ids[: execution._PROBED], samples[-1].input_ids[-execution._PROBED :])
-    window = getattr(model.config, "sliding_window", None)
-    longest = max((sample.input_ids for sample in samples), key=len)
-    if window and len(longest) > window:
-        probe.append(Sample("long", "", "chat", longest[: window + execution._PROBED], 1))
+    probe = execution.probe_of(samples, getattr(model.config, "sliding_window", None))
     model.eval()
     with torch.no_grad():
         truth = [_alone(model, sample) for sample in probe]
@@ -254,7 +246,7 @@ def _why_not(
         with torch.no_grad():
             found = losses_of_each(way, model, probe, dtype)
         off = max(float(np.abs(one - other).mean()) for one, other in zip(truth, found, strict=True))
-        if not off <= execution._SAME[dtype]:
+        if not off <= execution.SAME[dtype]:
             return f"its losses are off by {off:.2g} nats a token"
         model.train()
         for work, _ in way.cut(probe):  # into ``grad``: layers that are computed again take no ``autograd.grad``

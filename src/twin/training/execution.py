@@ -28,7 +28,7 @@ _TREE_LAYERS = {"full_attention", "sliding_attention"}
 TRUTH = "eager"  # the model's own code; PyTorch's kernels leave the cap of scores out without a word
 _PROBED = 48  # tokens of each of two samples, put together anew
 # The mean difference of a token's loss, in nats; a model that saw siblings or a wrong place differs by tenths.
-_SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1}
+SAME = {torch.float32: 1e-3, torch.bfloat16: 0.1}
 
 
 class Piece(NamedTuple):
@@ -104,17 +104,17 @@ class PrefixTree:
         work = work.filled(attends.LEAST_TOKENS)
         predictors, inverse = np.unique(work.predictors, return_inverse=True)
         output = model(
-            input_ids=_on(device, work.input_ids)[None],
-            position_ids=_on(device, work.position_ids)[None],
-            attention_mask=_on(device, np.ones_like(work.input_ids))[None],  # else it looks for several texts in one
+            input_ids=on(device, work.input_ids)[None],
+            position_ids=on(device, work.position_ids)[None],
+            attention_mask=on(device, np.ones_like(work.input_ids))[None],  # else it looks for several texts in one
             prefix_tree=attends.prepared(work, dtype, device),
-            logits_to_keep=_on(device, predictors),  # logits where something is learned, nowhere else
+            logits_to_keep=on(device, predictors),  # logits where something is learned, nowhere else
             use_cache=False,
         )
         logits = output.logits[0]
         if len(predictors) < len(work.predictors):  # a node with several targets; else [P, vocabulary] is saved again
-            logits = logits[_on(device, inverse)]
-        return torch.nn.functional.cross_entropy(logits.float(), _on(device, work.targets), reduction="none")
+            logits = logits[on(device, inverse)]
+        return torch.nn.functional.cross_entropy(logits.float(), on(device, work.targets), reduction="none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +138,17 @@ class LengthGrouped:
         """Return [P]."""
         device = next(model.parameters()).device
         output = model(
-            input_ids=_on(device, work.input_ids),
-            attention_mask=_on(device, work.attention_mask),
-            logits_to_keep=_on(device, work.kept),
+            input_ids=on(device, work.input_ids),
+            attention_mask=on(device, work.attention_mask),
+            logits_to_keep=on(device, work.kept),
             use_cache=False,
         )
-        logits = output.logits[_on(device, work.rows), _on(device, work.columns)]
-        return torch.nn.functional.cross_entropy(logits.float(), _on(device, work.targets), reduction="none")
+        logits = output.logits[on(device, work.rows), on(device, work.columns)]
+        return torch.nn.functional.cross_entropy(logits.float(), on(device, work.targets), reduction="none")
 
 
-def _on(device: torch.device, array: np.ndarray) -> torch.Tensor:
+def on(device: torch.device, array: np.ndarray) -> torch.Tensor:
+    """Return an array as a tensor on ``device``."""
     return torch.from_numpy(array).to(device)
 
 
@@ -191,11 +192,7 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budg
         if getattr(model.config, "attn_logit_softcapping", None):
             model.set_attn_implementation(TRUTH)
         return LengthGrouped(reason, token_budget)
-    probe = _probe(samples[0].input_ids[:_PROBED], samples[-1].input_ids[-_PROBED:])
-    window = getattr(model.config, "sliding_window", None)
-    longest = max((sample.input_ids for sample in samples), key=len)
-    if window and len(longest) > window:  # whether each layer keeps to it shows in nothing shorter
-        probe.append(Sample("long", "", "chat", longest[: window + _PROBED], 1))
+    probe = probe_of(samples, getattr(model.config, "sliding_window", None))
     model.eval()
     model.set_attn_implementation(TRUTH)
     with torch.no_grad():
@@ -231,7 +228,7 @@ def _try(
         with torch.no_grad():
             found = losses_of_each(tree, model, probe, dtype)
         difference = max(float(np.abs(one - other).mean()) for one, other in zip(plain, found, strict=True))
-        if not difference <= _SAME[dtype]:
+        if not difference <= SAME[dtype]:
             return difference, f"a tree gave other losses than the model by itself (by {difference:.2g} nats a token)"
         if tree.attends == flex.NAME:
             _go_back(tree, model, probe, dtype)
@@ -265,12 +262,22 @@ def _go_back(tree: PrefixTree, model: Any, probe: Sequence[Sample], dtype: torch
         handle.remove()
 
 
-def _probe(ids: tuple[int, ...], other: tuple[int, ...]) -> list[Sample]:
-    """Return samples that part at two depths, so that there are siblings inside a branch as well; all of it counts."""
+def probe_of(samples: Sequence[Sample], window: int | None) -> list[Sample]:
+    """Return samples that part at two depths, so that there are siblings inside a branch as well; all of it counts.
+
+    Args:
+        samples: of whose ids they are made.
+        window: how many tokens the model looks back; None: to the beginning.
+    """
+    ids, other = samples[0].input_ids[:_PROBED], samples[-1].input_ids[-_PROBED:]
     third = max(1, len(ids) // 3)
     branch = ids[:third] + other[:third]
     paths = (ids, branch + ids[third:], branch + other[third:])
-    return [Sample(str(number), "", "chat", path, 1) for number, path in enumerate(paths) if len(path) > 1]
+    probe = [Sample(str(number), "", "chat", path, 1) for number, path in enumerate(paths) if len(path) > 1]
+    longest = max((sample.input_ids for sample in samples), key=len)
+    if window and len(longest) > window:  # whether each layer keeps to it shows in nothing shorter
+        probe.append(Sample("long", "", "chat", longest[: window + _PROBED], 1))
+    return probe
 
 
 def losses_of_each(execution: Execution, model: Any, samples: Sequence[Sample], dtype: torch.dtype) -> list[np.ndarray]:

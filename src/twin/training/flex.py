@@ -4,7 +4,7 @@ A pack stands depth first, so a token's subtree is a span, and a query may look 
 ``key <= query < end of the key's subtree``: two comparisons in place of a [T, T] mask, and blocks of the mask that are
 empty are never visited. Registered with transformers as the attention ``prefix_tree_flex``.
 Source: Dong et al. 2024, "Flex Attention" (arXiv 2412.05496); ``torch.nn.attention.flex_attention``.
-Imported late: torch and transformers are at the top.
+Imported late: torch is at the top.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import torch
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
-from transformers import AttentionInterface, AttentionMaskInterface
 
+from twin.training.attention import UNTOLD, make_known, refuse_more
 from twin.training.prefix_tree import Pack, subtree_ends
 
 NAME = "prefix_tree_flex"
@@ -130,9 +130,8 @@ def flex_tree_attention(
         NotImplementedError: a model with sinks or a bias.
     """
     if prefix_tree is None:
-        raise NotImplementedError("attention that is not told of the tree")
-    if s_aux is not None or position_bias is not None:
-        raise NotImplementedError("attention with sinks or a bias by position")
+        raise NotImplementedError(UNTOLD)
+    refuse_more(s_aux, position_bias)
     attend = _compiled() if query.device.type == "cuda" else flex_attention
     output = attend(
         query,
@@ -149,5 +148,4 @@ def flex_tree_attention(
 
 def register() -> None:
     """Make the attention known to transformers under ``NAME``."""
-    AttentionInterface.register(NAME, flex_tree_attention)
-    AttentionMaskInterface.register(NAME, lambda *args, **kwargs: None)
+    make_known(NAME, flex_tree_attention)

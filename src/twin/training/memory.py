@@ -22,6 +22,7 @@ import transformers
 
 from twin.errors import MachineError
 from twin.records import Sample
+from twin.training.attention import make_known
 
 MOST_TOKENS = 8192  # of a piece: the mask is made of as many times as many entries
 _KEPT_FREE = 0.1  # of the memory that is free: the allocator's gaps, kernels and their workspaces
@@ -89,8 +90,7 @@ def need(folder: Path, add_lora: Callable[[Any], Any], dtype: torch.dtype = torc
         add_lora: gives a model the adapter that is trained.
         dtype: that it is computed in.
     """
-    transformers.AttentionInterface.register(_STAND_IN, _stand_in)
-    transformers.AttentionMaskInterface.register(_STAND_IN, lambda *args, **kwargs: None)
+    make_known(_STAND_IN, _stand_in)
     config = transformers.AutoConfig.from_pretrained(folder)
     whole = _empty(config, config.num_hidden_layers, dtype)
     head = whole.get_output_embeddings()
