@@ -98,12 +98,17 @@ def run(script: Path, arguments: Sequence[str], target: Path) -> str:
     Returns:
         Its last line where it wrote nothing; empty where the file is there.
     """
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith("TWIN_") and key != "HF_TOKEN"
-    } | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(script.parent / "gguf-py")}
     command = [sys.executable, str(script), *arguments, "--outfile", str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment(script))
     if done.returncode == 0 and target.is_file():
         return ""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
     return lines[-1].strip().rstrip(".") if lines else "it said nothing"
+
+
+def environment(script: Path) -> dict[str, str]:
+    """Return the environment in which the converter's modules and its own ``gguf`` are found, and no token of ours."""
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("TWIN_") and key != "HF_TOKEN"}
+    own = Path(__file__).parents[2]  # where twin is, which may be on no path that a child has
+    places = os.pathsep.join(map(str, (script.parent / "gguf-py", script.parent, own)))
+    return kept | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": places}

@@ -1,26 +1,45 @@
-"""Quantization by the library that will also serve: names and calls of llama.cpp's ``llama_model_quantize``.
+"""Quantization by the library that will also serve: which type each tensor gets, and a block of rows in that type.
 
-Imported late: llama_cpp is at the top.
+Not obvious: which tensor gets which type is decided by llama.cpp alone. It is given a GGUF with all metadata and no
+data, and asked for a dry run; what it logs is the plan. The bytes come from the same library, block by block, so they
+are those that its own quantizer writes. Imported late: llama_cpp is at the top.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
+from llama_cpp._ctypes_extensions import load_shared_library
 
 from twin.errors import StepError, UsageError, nearest
-from twin.llama import silence
 
-# llama.cpp's file types (llama.h, enum llama_ftype) that need no importance matrix.
-TYPES: dict[str, int] = {
-    name: getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name.upper()}")
-    for name in ("q3_k_m", "q4_0", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k", "q8_0", "f16")
-}
+Floats = npt.NDArray[np.float32]
+Bytes = npt.NDArray[np.uint8]
+
+# llama.cpp's file types by the names that llama-quantize takes (llama.h, enum llama_ftype).
+_NAMES = (
+    "q2_k", "q2_k_s", "q3_k_s", "q3_k_m", "q3_k_l", "q4_0", "q4_1", "q4_k_s", "q4_k_m", "q5_0", "q5_1", "q5_k_s",
+    "q5_k_m", "q6_k", "q8_0", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs", "iq3_s",
+    "iq3_m", "iq4_nl", "iq4_xs", "f16", "bf16",
+)  # fmt: skip
+TYPES: dict[str, int] = {name: getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name.upper()}") for name in _NAMES}
+# Those whose dry run on any model asks for an importance matrix: told before a model is read.
+NEEDS_IMATRIX = frozenset({"q2_k_s", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs"})
+
+_LOGGED = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[[^]]*\], type = *(\w+), size = *[\d.]+ MiB(?: -> *[\d.]+ MiB \((\w+)\))?")
+_REFUSED = re.compile(r"failed to quantize: (.+)")
 
 
-def check_names(names: list[str]) -> list[str]:
+def check_names(names: Sequence[str]) -> list[str]:
     """Return quantization names in lower case, each once.
 
     Raises:
@@ -33,14 +52,123 @@ def check_names(names: list[str]) -> list[str]:
     return lowered
 
 
-def quantize(source: Path, target: Path, name: str) -> None:
-    """Write the float16 GGUF ``source`` as ``name`` to ``target``.
+@cache
+def _library() -> Any:
+    """Return ggml's base library, which lies beside llama_cpp."""
+    library = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
+    integer, big, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
+    for name, result, arguments in (
+        ("ggml_type_name", ctypes.c_char_p, [integer]),
+        ("ggml_row_size", ctypes.c_size_t, [integer, big]),
+        ("ggml_quantize_init", None, [integer]),
+        ("ggml_quantize_requires_imatrix", ctypes.c_bool, [integer]),
+        ("ggml_quantize_chunk", ctypes.c_size_t, [integer, pointer, pointer, big, big, big, pointer]),
+        ("ggml_validate_row_data", ctypes.c_bool, [integer, pointer, ctypes.c_size_t]),
+    ):
+        function = getattr(library, name)
+        function.restype, function.argtypes = result, arguments
+    return library
+
+
+@cache
+def type_numbers() -> dict[str, int]:
+    """Return ggml's number of each tensor type, by its name."""
+    names = {number: _library().ggml_type_name(number) for number in range(llama_cpp.GGML_TYPE_COUNT)}
+    return {name.decode(): number for number, name in names.items() if name}
+
+
+def row_bytes(kind: int, length: int) -> int:
+    """Return the bytes of a row of ``length`` values in type ``kind``."""
+    return int(_library().ggml_row_size(kind, length))
+
+
+def default_parameters() -> Any:
+    """Return the parameters of llama.cpp's quantizer as it sets them itself."""
+    return llama_cpp.llama_model_quantize_default_params()
+
+
+def plan(shell: Path, name: str, parameters: Any) -> dict[str, int]:
+    """Return the type that each tensor gets, in the order of the file, as llama.cpp decides.
+
+    Args:
+        shell: a GGUF of the unquantized model, whose data may be a hole.
+        name: the quantization.
+        parameters: of the quantizer; an importance matrix may be among them.
 
     Raises:
-        StepError: the library refused.
+        StepError: llama.cpp refuses the model; its own words are in the sentence.
     """
-    silence()
-    parameters = llama_cpp.llama_model_quantize_default_params()
-    parameters.ftype = TYPES[name]
-    if llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters)):
-        raise StepError(f"llama.cpp could not quantize to {name}.", "Check disk and memory, or try -q q8_0.")
+    parameters.ftype, parameters.dry_run = TYPES[name], True
+    said: list[bytes] = []
+
+    @llama_cpp.llama_log_callback
+    def hear(level: int, text: bytes, data: ctypes.c_void_p) -> None:
+        said.append(text)
+
+    llama_cpp.llama_log_set(hear, ctypes.c_void_p(0))
+    try:
+        failed = llama_cpp.llama_model_quantize(os.fsencode(shell), os.fsencode(shell), ctypes.byref(parameters))
+    finally:
+        from twin.llama import silence
+
+        silence()
+    text = b"".join(said).decode("utf-8", "replace")
+    if failed:
+        reason = _REFUSED.search(text)
+        raise StepError(
+            f"llama.cpp can't make a {name} of this model: {reason[1] if reason else 'it says no more'}.",
+            "Try another quantization: -q q8_0",
+        )
+    numbers = type_numbers()
+    return {tensor: numbers[to or kind] for tensor, kind, to in _LOGGED.findall(text)}
+
+
+class Quantizer:
+    """Rows in one tensor's type.
+
+    Args:
+        tensor: its name in the GGUF, for what is said.
+        kind: ggml's number of the type.
+        length: values in a row.
+        rows_per_expert: rows that share one line of the importance matrix; all rows where there are no experts.
+        imatrix: [experts * length] float32; None: without.
+
+    Raises:
+        UsageError: the type needs an importance matrix, and there is none for this tensor.
+    """
+
+    def __init__(self, tensor: str, kind: int, length: int, rows_per_expert: int, imatrix: Floats | None) -> None:
+        self.tensor, self.kind, self.length, self.rows_per_expert = tensor, kind, length, rows_per_expert
+        self.imatrix = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
+        library = _library()
+        if self.imatrix is None and library.ggml_quantize_requires_imatrix(kind):
+            raise UsageError(
+                f"The type of '{tensor}' needs an importance matrix.",
+                "Leave twin its held-out or training rows, or try -q q3_k_m.",
+            )
+        library.ggml_quantize_init(kind)
+
+    def rows(self, values: Floats, first: int) -> Bytes:
+        """Return the bytes of rows, of one expert.
+
+        Args:
+            values: [rows, length] float32, contiguous.
+            first: the number of the first of them in the tensor.
+
+        Raises:
+            StepError: the library's own check finds values in them that are no numbers.
+        """
+        library = _library()
+        made = np.empty(len(values) * row_bytes(self.kind, self.length), np.uint8)
+        weights = None
+        if self.imatrix is not None:
+            weights = self.imatrix[first // self.rows_per_expert * self.length :].ctypes.data
+        library.ggml_quantize_chunk(
+            self.kind, values.ctypes.data, made.ctypes.data, 0, len(values), self.length, weights
+        )
+        if not library.ggml_validate_row_data(self.kind, made.ctypes.data, made.nbytes):
+            raise StepError(
+                f"'{self.tensor}' has values that are no numbers once quantized.",
+                "The adapter may have grown too large: train again with a lower --learning-rate.",
+            )
+        return made

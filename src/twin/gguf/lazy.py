@@ -1,0 +1,279 @@
+"""llama.cpp's converter, asked for tensors one block of rows at a time: names, order and metadata stay its own.
+
+Not obvious: the converter builds a graph for each tensor and computes it when it writes. Nothing is written here; a
+graph that only changes types is computed for a block of rows, so that a tensor of gigabytes never stands in memory, and
+any other graph (permuted queries and keys, stacked experts) as a whole. Runs in a process of its own, where the
+converter's ``gguf`` is the one that is imported (see ``worker``); torch is at the top.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twin.errors import StepError, UsageError
+
+# The converter's lazy types wrap each call in one of these closures; it names none of its nodes.
+_CAST, _TO_NUMPY, _METHOD = "LazyNumpyTensor.astype", "LazyTorchTensor.numpy", "LazyMeta.__new__.<locals>.__getattr__"
+_TORCH_TYPES = {np.dtype(np.float16): torch.float16, np.dtype(np.float32): torch.float32}
+
+
+class Merged(Protocol):
+    """What an adapter makes of one tensor of the base; ``gguf.delta`` has it."""
+
+    rowwise: bool
+
+    def rows(self, weight: Tensor, start: int, stop: int) -> Tensor:
+        """Return float32 rows ``start`` to ``stop`` of the changed tensor; ``weight`` holds these rows of the base."""
+
+
+@dataclass
+class _Leaf:
+    """A tensor of the checkpoint as it lies in a file, changed by the adapter where ``merged`` says so."""
+
+    name: str
+    file: Path
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    merged: Merged | None
+    used: bool = False
+
+    @property
+    def rowwise(self) -> bool:
+        return len(self.shape) > 1 and (self.merged is None or self.merged.rowwise)
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return rows of the first dimension; read, not mapped: pages of a map would count as this process's memory."""
+        width = prod(self.shape[1:]) * self.dtype.itemsize
+        data = np.fromfile(self.file, np.uint8, (stop - start) * width, offset=self.offset + start * width)
+        if len(data) != (stop - start) * width:
+            raise UsageError(f"'{self.file}' ends within '{self.name}'.", "Fetch the base model again.")
+        rows = torch.from_numpy(data).view(self.dtype).reshape(stop - start, *self.shape[1:])
+        self.used = True
+        return rows if self.merged is None else self.merged.rows(rows, start, stop)
+
+    def whole(self) -> Tensor:
+        """Return all of it; a single value has no dimension."""
+        if not self.shape:
+            return _Leaf(self.name, self.file, self.offset, (1,), self.dtype, self.merged).whole().reshape(())
+        return self.rows(0, self.shape[0])
+
+
+@dataclass
+class Source:
+    """A tensor of the GGUF to be, whose rows are computed when they are asked for.
+
+    Args:
+        name: in the GGUF.
+        shape: the last dimension is that of a row, which GGUF names first.
+        half: it is stored as float16 in an unquantized file (else as float32).
+        leaf: where its rows are those of one tensor of the checkpoint.
+        types: the types that they are cast to, in order.
+        graph: the converter's own graph, where they are not.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    half: bool
+    leaf: _Leaf | None = None
+    types: tuple[torch.dtype, ...] = ()
+    graph: Any = field(default=None, repr=False)
+
+    @property
+    def count(self) -> int:
+        """How many rows there are, over all dimensions but the last."""
+        return prod(self.shape[:-1])
+
+    @cached_property
+    def _whole(self) -> Tensor:
+        whole = type(self.graph).to_eager(self.graph)
+        self.graph = None
+        return torch.from_numpy(whole.reshape(-1, self.shape[-1]))
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Return [stop - start, row] float32, with the values that the float16 file would hold."""
+        if self.leaf is None:
+            rows = self._whole[start:stop]
+        else:
+            rows = self.leaf.rows(start, stop)
+            for dtype in self.types:
+                rows = rows.to(dtype)
+        return (rows.to(torch.float16) if self.half else rows).to(torch.float32).contiguous()
+
+    def forget(self) -> None:
+        """Free what was computed as a whole."""
+        self.__dict__.pop("_whole", None)
+        self.graph = None
+
+
+@dataclass
+class Converted:
+    """What the converter made of a checkpoint.
+
+    Args:
+        architecture: llama.cpp's name of it.
+        metadata: the converter's values, by key, of its own writer's type.
+        sources: the tensors.
+        leaves: the checkpoint's tensors, by name.
+    """
+
+    architecture: str
+    metadata: dict[str, Any]
+    sources: dict[str, Source]
+    leaves: dict[str, _Leaf]
+
+    def check_used(self) -> None:
+        """Refuse a change that reached no tensor of the file.
+
+        Raises:
+            UsageError: the adapter changes a tensor that llama.cpp's file does not have.
+        """
+        for leaf in self.leaves.values():
+            if leaf.merged is not None and not leaf.used:
+                raise UsageError(
+                    f"The adapter changes '{leaf.name}', which llama.cpp's file of this model does not hold.",
+                    "Is the embedding shared with the output? Train without this module.",
+                )
+
+
+def convert(
+    checkpoint: Path,
+    base: Path,
+    bind: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Merged]],
+    name: str,
+    chat_template: str,
+) -> Converted:
+    """Ask the converter for a model's metadata and tensors; weights are not read yet.
+
+    Args:
+        checkpoint: a folder with the configuration and the tokenizer's files.
+        base: the folder with the weights.
+        bind: gives what an adapter makes of which tensors, for the names and shapes of the base's.
+        name: what the file says its name is.
+        chat_template: the Jinja that the file carries.
+
+    Raises:
+        StepError: the converter does not know the architecture, or fails in another way.
+        UsageError: what ``bind`` refuses; a shard that is missing.
+    """
+    import conversion
+    import gguf
+
+    logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
+    try:
+        hparams = conversion.ModelBase.load_hparams(checkpoint, False)
+        architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+        known = conversion.get_model_class(architecture)
+    except NotImplementedError:
+        raise StepError(
+            f"llama.cpp's converter does not know the architecture '{architecture}'.",
+            "A newer checkout may: --llama-cpp DIR",
+        ) from None
+    leaves: dict[str, _Leaf] = {}
+    model_class = _watching(known, base, leaves, bind)
+    try:
+        model = model_class(checkpoint, gguf.LlamaFileType.MOSTLY_F16, checkpoint / "f16.gguf", model_name=name)
+        model.prepare_tensors()
+        model.prepare_metadata(vocab_only=False)
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, NotImplementedError, OSError) as error:
+        raise StepError(
+            f"llama.cpp's converter refused the model: {(str(error).splitlines() or ['it said nothing'])[0]}",
+            "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
+        ) from None
+    writer = model.gguf_writer
+    writer.add_chat_template(chat_template)
+    sources = {}
+    for tensors in writer.tensors:
+        for key, info in tensors.items():
+            sources[key] = _source(key, tuple(info.shape), info.dtype == gguf.GGMLQuantizationType.F16, info.tensor)
+            info.tensor = None
+    return Converted(writer.arch, dict(writer.kv_data[0]), sources, leaves)
+
+
+def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], bind: Callable[..., Mapping[str, Merged]]) -> Any:
+    """Return the architecture's class, whose tensors come from ``base`` and are ``leaves``."""
+    import conversion.base
+
+    lazy = conversion.base.LazyTorchTensor
+    bound: dict[str, Merged] = {}
+
+    def take(name: str, local: Any) -> Any:
+        if name not in leaves:
+            stored, place = lazy._dtype_str_map[local.dtype], local.data_range
+            leaves[name] = _Leaf(name, place.filename, place.offset, tuple(local.shape), stored, bound.get(name))
+        leaf = leaves[name]
+        dtype = leaf.dtype if leaf.merged is None else torch.float32
+        return lazy(meta=lazy.meta_with_dtype_and_shape(dtype, leaf.shape), args=(leaf,), func=_Leaf.whole)
+
+    class Watching(known):  # type: ignore[misc]
+        model_arch = known.model_arch
+
+        def index_tensors(self, remote_hf_model_id: str | None = None) -> Any:
+            # The weights' own folder, for this one look: what else lies there is not the converter's to read.
+            own, self.dir_model = self.dir_model, base
+            try:
+                bound.update(bind(_shapes(base)))
+                return super().index_tensors(remote_hf_model_id)
+            finally:
+                self.dir_model = own
+
+        @classmethod
+        def filter_tensors(cls, item: Any) -> Any:
+            name, make = item
+            local = getattr(make, "__defaults__", None)
+            if not local or not hasattr(local[0], "data_range"):  # asked of a name alone
+                return super().filter_tensors(item)
+            return super().filter_tensors((name, lambda: take(name, local[0])))
+
+    return Watching
+
+
+def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
+    """Return the names and shapes of a checkpoint's tensors, from the headers of its files."""
+    import gguf
+
+    shapes = {}
+    for file in sorted(base.glob("model*.safetensors")):
+        with gguf.utility.SafetensorsLocal(file) as tensors:
+            shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return shapes
+
+
+def _source(name: str, shape: tuple[int, ...], half: bool, graph: Any) -> Source:
+    """Return the source of a tensor: rows of one leaf where its graph only changes types, else the graph."""
+    types: list[torch.dtype] = []
+    node = graph
+    while True:
+        function, arguments = getattr(node, "_func", None), getattr(node, "_args", ())
+        if function is _Leaf.whole:
+            leaf = arguments[0]
+            if leaf.rowwise and len(shape) == len(leaf.shape) == 2:
+                return Source(name, shape, half, leaf, tuple(reversed(types)))
+            break
+        if function is None or not arguments or tuple(getattr(arguments[0], "shape", ())) != shape:
+            break
+        place = getattr(function, "__qualname__", "")
+        if place.startswith(_CAST):
+            types.append(_TORCH_TYPES[np.dtype(arguments[1])])
+        elif place.startswith(_METHOD) and _called(function) == "to" and isinstance(arguments[1], torch.dtype):
+            types.append(arguments[1])
+        elif not place.startswith(_TO_NUMPY):
+            break
+        node = arguments[0]
+    return Source(name, shape, half, graph=graph)
+
+
+def _called(function: Any) -> str:
+    """Return the name of the method that a lazy node calls."""
+    cells = dict(zip(function.__code__.co_freevars, function.__closure__ or (), strict=True))
+    return str(cells["name"].cell_contents) if "name" in cells else ""

@@ -1,0 +1,107 @@
+"""The process in which llama.cpp's converter runs: ``python -m twin.gguf.worker`` with a job on its standard input.
+
+A process of its own, because the converter brings a ``gguf`` of its own, and so that all of its memory goes back. It
+speaks in lines of JSON on standard output: ``{"total"}``, ``{"done"}`` while it works, at last ``{"result"}`` or
+``{"error"}``. It ends when its standard input ends: with the process that started it, however that ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from twin import errors
+from twin.errors import TwinError, file_errors
+from twin.files import need_disk, read_json
+
+_TELL_SECONDS = 0.2
+
+
+def _say(**what: Any) -> None:
+    sys.stdout.write(json.dumps(what) + "\n")
+    sys.stdout.flush()
+
+
+def _end_with_parent() -> None:
+    sys.stdin.read()
+    os._exit(errors.EXIT_INTERRUPTED)
+
+
+def work(job: dict[str, Any]) -> dict[str, Any]:
+    """Do a job of ``make`` and return its result.
+
+    Args:
+        job: ``checkpoint``, ``base`` and ``scratch``: folders; ``adapter``: a folder or null; ``name`` and
+            ``chat_template``: for the metadata; ``files``: pairs of quantization and path; ``threads``;
+            ``imatrix``: a file or null; ``dry_run``.
+
+    Returns:
+        ``files``: for each ``quantization``, ``bytes``, ``sha256`` and ``types`` (tensors by type); and ``tensors``,
+        their number. A dry run has ``seconds`` in place of the digests.
+    """
+    import torch
+
+    from twin.gguf import lazy, onepass, quantize
+
+    # Blocks are computed on threads of our own, each of which calls torch for one.
+    torch.set_num_threads(1)
+    checkpoint, base, scratch = (Path(job[key]) for key in ("checkpoint", "base", "scratch"))
+    bind: Any = lambda shapes: {}
+    if job["adapter"]:
+        from twin.gguf.delta import open_adapter
+
+        tied = bool(read_json(checkpoint / "config.json").get("tie_word_embeddings"))
+        bind = partial(open_adapter(Path(job["adapter"])).bind, tied=tied)
+    with torch.inference_mode():
+        model = lazy.convert(checkpoint, base, bind, job["name"], job["chat_template"])
+        imatrix: dict[str, Any] = {}
+        parameters = quantize.default_parameters
+        names = [name for name, _ in job["files"]]
+        with file_errors(scratch, "write"):
+            plans = onepass.plan(model, names, scratch, imatrix, parameters)
+        result = [{"quantization": one.quantization, "bytes": one.bytes} for one in plans]
+        if job["dry_run"]:
+            return {"files": result, "seconds": onepass.estimate_seconds(model, plans, imatrix, job["threads"])}
+        need_disk(scratch, sum(one.bytes for one in plans), "The GGUF step")
+        _say(total=sum(one.count * one.shape[-1] for one in model.sources.values()))
+        with file_errors(scratch, "write"):
+            digests = onepass.write(
+                model, plans, [Path(path) for _, path in job["files"]], imatrix, job["threads"], _ticker()
+            )
+    for about, digest in zip(result, digests, strict=True):
+        about["sha256"] = digest
+    return {"files": result, "tensors": len(model.sources)}
+
+
+def _ticker() -> Any:
+    """Return what tells of progress, a few times a second."""
+    done, told = 0, 0.0
+
+    def tick(values: int) -> None:
+        nonlocal done, told
+        done += values
+        if time.monotonic() - told > _TELL_SECONDS:
+            told = time.monotonic()
+            _say(done=done)
+
+    return tick
+
+
+def main() -> None:
+    """Read a job, do it, say what came of it."""
+    job = json.loads(sys.stdin.readline())
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        _say(result=work(job))
+    except TwinError as error:
+        _say(error={"kind": type(error).__name__, "message": error.message, "hint": error.hint})
+
+
+if __name__ == "__main__":
+    main()
