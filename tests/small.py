@@ -45,12 +45,13 @@ def save_small(folder: Path, kind: str, tied: bool = False, **more: Any) -> Path
 
 
 class Tuned(NamedTuple):
-    """A base, an adapter on it, and the tensors before and after PEFT merged the one into the other."""
+    """A base, an adapter on it, the tensors before and after PEFT merged the one into the other, and its answer."""
 
     base: Path
     adapter: Path
     before: dict[str, Any]
     after: dict[str, Any]
+    logits: Any
 
 
 def load(folder: Path) -> dict[str, Any]:
@@ -82,21 +83,47 @@ def save_adapter(base: Path, folder: Path, seed: int = 1, dtype: str = "float32"
     return folder
 
 
-def merge_by_peft(base: Path, adapter: Path, target: Path) -> Path:
-    """Save what PEFT makes of base and adapter, in float32, into ``target``, which is returned."""
+IDS = [[1, 5, 3, 9, 40, 71, 8, 3]]
+
+
+def logits_of(model: Any) -> Any:
+    """Return a model's logits of ``IDS``."""
+    import torch
+
+    with torch.inference_mode():
+        return model.eval()(torch.tensor(IDS)).logits
+
+
+def logits_with(base: Path, tensors: dict[str, Any]) -> Any:
+    """Return the logits of a base's model with other tensors in its checkpoint."""
+    import tempfile
+
+    import torch
+    import transformers
+    from safetensors.torch import save_file
+
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / "config.json").write_bytes((base / "config.json").read_bytes())
+        save_file(tensors, Path(folder) / "model.safetensors", metadata={"format": "pt"})
+        return logits_of(transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32))
+
+
+def merge_by_peft(base: Path, adapter: Path, target: Path) -> Any:
+    """Save what PEFT makes of base and adapter, in float32, into ``target``; return its logits before the merge."""
     import peft
     import torch
     import transformers
 
     model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     wrapped = peft.PeftModel.from_pretrained(model, str(adapter))
+    logits = logits_of(wrapped)
     wrapped.merge_and_unload(safe_merge=True).save_pretrained(target, safe_serialization=True)
-    return target
+    return logits
 
 
 def tune(folder: Path, kind: str, tied: bool = False, more: dict[str, Any] | None = None, **settings: Any) -> Tuned:
     """Make base, adapter and PEFT's merge below ``folder``."""
     base = save_small(folder / "base", kind, tied, **(more or {}))
     adapter = save_adapter(base, folder / "adapter", **({"target_modules": TARGETS[kind]} | settings))
-    merged = merge_by_peft(base, adapter, folder / "merged")
-    return Tuned(base, adapter, load(base), load(merged))
+    logits = merge_by_peft(base, adapter, folder / "merged")
+    return Tuned(base, adapter, load(base), load(folder / "merged"), logits)

@@ -58,11 +58,11 @@ _HEADS = ("lm_head", "embed_out", "output")
 _EMBEDDINGS = ("embed_tokens", "wte", "word_embeddings", "embed_in", "tok_embeddings")
 
 _TENSOR = re.compile(
-    r"(?P<module>.+?)(?:\.base_layer)?\."
+    r"(?P<module>.+?)(?:\.token_adapter)?(?:\.base_layer)?\."
     r"(?:(?P<low>lora_[AB])(?:\.default)?\.(?P<of>weight|bias)"
     r"|(?P<embedding>lora_embedding_[AB])(?:\.default)?"
     r"|(?P<magnitude>lora_magnitude_vector)(?:\.default)?(?:\.weight)?"
-    r"|(?:token_adapter\.)?(?P<tokens>trainable_tokens_delta)(?:\.default)?"
+    r"|(?P<tokens>trainable_tokens_delta)(?:\.default)?"
     r"|(?:modules_to_save\.(?:default\.)?)?(?P<whole>weight|bias))"
 )
 
@@ -274,15 +274,19 @@ def _check_values(adapter: Adapter, path: Path, names: Sequence[str]) -> None:
             raise UsageError(f"'{shown(name)}' in '{path}' is {tensor.dtype}, no floating point.", _BY_PEFT)
         if not torch.isfinite(tensor).all():
             raise UsageError(f"'{shown(name)}' in '{path}' has values that are not finite.", "Train again.")
-    moved = any(
-        all(bool(adapter.tensors.get_tensor(parts.names[part]).any()) for part in pair)
-        for parts in adapter.modules.values()
-        for pair in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"), ("lora_B.bias",))
-        if all(part in parts.names for part in pair)
-    )
-    other = {"weight", "bias", "lora_magnitude_vector", "trainable_tokens_delta"}
-    if not moved and not any(other & parts.names.keys() for parts in adapter.modules.values()):
+    if not any(_acts(adapter, parts.names) for parts in adapter.modules.values()):
         raise GateError(f"The adapter in '{adapter.folder}' changes nothing: all of it is zero.", "Train again.")
+
+
+def _acts(adapter: Adapter, names: Mapping[str, str]) -> bool:
+    """Say whether a module's tensors may change the base: a product of which one half is zero does not."""
+    if names.keys() & {"weight", "bias", "lora_magnitude_vector", "trainable_tokens_delta"}:
+        return True
+    for together in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"), ("lora_B.bias",)):
+        here = [names[part] for part in together if part in names]
+        if here and (len(here) < len(together) or all(bool(adapter.tensors.get_tensor(name).any()) for name in here)):
+            return True
+    return False
 
 
 def pattern_value(patterns: Mapping[str, Any] | None, module: str, default: Any) -> Any:
@@ -307,39 +311,208 @@ class _Binding:
         self.transposed = _has_conv1d(self.shapes)
 
     def all(self) -> dict[str, Merged]:
+        modules = {module: parts.names for module, parts in self.adapter.modules.items()}
+        copies = self.untie(modules) if self.tied else []
         found: dict[str, Merged] = {}
-        for module, parts in self.adapter.modules.items():
-            for name, merged in self.module(module, parts):
-                if name in found:
-                    raise UsageError(
-                        f"Two modules of the adapter in '{self.adapter.folder}' are '{shown(name)}' of the base.",
-                        _OTHER_BASE,
-                    )
-                found[name] = merged
+        for module, parts in modules.items():
+            for name, merged in self.module(module, dict(parts)):
+                for each in [name, *(copies if _last(name) in _EMBEDDINGS else [])]:
+                    if each in found:
+                        raise UsageError(
+                            f"Two modules of the adapter in '{self.adapter.folder}' are '{shown(each)}' of the base.",
+                            _OTHER_BASE,
+                        )
+                    found[each] = merged
         return found
 
-    def module(self, module: str, parts: _Parts) -> list[tuple[str, Merged]]:
-        left = dict(parts.names)
-        name = self.place(f"{module}.weight", parts.first())
-        steps = [self.low_rank(module, name, left.pop("lora_A.weight", None), left.pop("lora_B.weight", None))]
+    def module(self, module: str, left: dict[str, str]) -> list[tuple[str, Merged]]:
+        """Return what a module's tensors make of the base's weight and bias; each of them is taken out of ``left``."""
+        done = []
+        lora = self.steps_of_lora(module, left)
+        for part in ("weight", "bias"):
+            steps: list[tuple[Step, bool]] = []
+            name = ""
+            if whole := left.pop(part, None):
+                name = self.place(f"{module}.{part}", whole)
+                steps.append((self.whole(name, whole), True))
+            if part in lora:
+                name, more = lora[part]
+                steps += more
+            if part == "weight" and (tokens := left.pop("trainable_tokens_delta", None)):
+                if lora:
+                    raise UsageError(f"'{shown(tokens)}' is for a module that has a LoRA too.", _BY_PEFT)
+                name = self.place(f"{module}.weight", tokens)
+                steps.append((self.tokens(module, name, tokens), True))
+            if steps:
+                rowwise = all(one for _, one in steps)
+                done.append((name, Merged(tuple(step for step, _ in steps), rowwise, self.shapes[name])))
         if left:
-            raise UsageError(f"'{shown(next(iter(left.values())))}' is of a form that twin does not merge.", _BY_PEFT)
-        return [(name, Merged(tuple(steps), rowwise=True, shape=self.shapes[name]))]
+            raise UsageError(f"'{shown(next(iter(left.values())))}' belongs to nothing in the adapter.", _COPY_AGAIN)
+        return done
 
-    def place(self, wanted: str, tensor: str) -> str:
-        """Return the checkpoint's own name of a tensor: the same, or one that differs in the wrapping alone."""
+    def steps_of_lora(self, module: str, left: dict[str, str]) -> dict[str, tuple[str, list[tuple[Step, bool]]]]:
+        """Return the steps of a module's LoRA, for its weight and for its bias, with the base's names of these."""
+        config = self.adapter.config
+        bias, magnitude = left.pop("lora_B.bias", None), left.pop("lora_magnitude_vector", None)
+        halves = [part for part in left if part.startswith("lora_")]
+        if not halves:
+            if odd := bias or magnitude:
+                raise UsageError(f"'{shown(odd)}' belongs to nothing in the adapter.", _COPY_AGAIN)
+            return {}
+        for key, tensor in (("lora_bias", bias), ("use_dora", magnitude)):
+            if bool(config.get(key)) != (tensor is not None):
+                odd = tensor or left[halves[0]]
+                has = "has not" if tensor is None else "has"
+                raise UsageError(
+                    f"'{shown(odd)}' {has} what {key} = {bool(config.get(key))} in {CONFIG} says.", _COPY_AGAIN
+                )
+        embedding = halves[0].startswith("lora_embedding")
+        kind = "lora_embedding_{}" if embedding else "lora_{}.weight"
+        a, b = (left.pop(kind.format(half), None) for half in "AB")
+        name = self.place(f"{module}.weight", a or b or left[halves[0]])
+        step, turned = self.low_rank(module, name, a, b, embedding)
+        steps = [(step, True)]
+        if magnitude:
+            steps.append((self.magnitude(name, magnitude, turned), not turned))
+        done = {"weight": (name, steps)}
+        if bias:
+            done["bias"] = self.lora_bias(module, bias)
+        return done
+
+    def whole(self, name: str, tensor: str) -> Step:
+        """Weights that were trained themselves take the place of the base's."""
+        shape, base = self.shape_of(tensor), self.shapes[name]
+        if shape != base:
+            if shape[1:] == base[1:] and _last(name) in (*_EMBEDDINGS, *_HEADS):
+                raise UsageError(
+                    f"The adapter in '{self.adapter.folder}' was trained on a vocabulary of {shape[0]} tokens, and "
+                    f"the base model's '{shown(name)}' has {base[0]}.",
+                    "Name the base with the very vocabulary of the training: --base",
+                )
+            raise self.wrong(tensor, name)
+        take = self.adapter.tensors.get_slice
+        return lambda rows, start, stop: take(tensor)[start:stop].float()
+
+    def tokens(self, module: str, name: str, tensor: str) -> Step:
+        """Rows of an embedding that were trained themselves."""
+        told = self.adapter.config.get("trainable_token_indices")
+        if isinstance(told, dict):
+            told = next((told[key] for key in told if _ends(module, key)), None)
+        shape, base = self.shape_of(tensor), self.shapes[name]
+        if not isinstance(told, list) or not all(type(one) is int and 0 <= one < base[0] for one in told):
+            raise UsageError(f"The trainable_token_indices of '{shown(tensor)}' are no rows of the base.", _OTHER_BASE)
+        if len(set(told)) != len(told) or shape != (len(told), *base[1:]):
+            raise UsageError(
+                f"'{shown(tensor)}' is {list(shape)} and not {len(told)} rows of '{shown(name)}'.", _COPY_AGAIN
+            )
+        indices, load = torch.tensor(told, dtype=torch.long), self.adapter.tensors.get_tensor
+
+        def step(rows: Tensor, start: int, stop: int) -> Tensor:
+            inside = (indices >= start) & (indices < stop)
+            return rows.index_copy(0, indices[inside] - start, load(tensor)[inside].float())
+
+        return step
+
+    def magnitude(self, name: str, tensor: str, turned: bool) -> Step:
+        """DoRA: each output's weights (each column, where they stand turned) get the length that was learned."""
+        shape, length = self.shape_of(tensor), self.shapes[name][1 if turned else 0]
+        if math.prod(shape) != length:
+            raise self.wrong(tensor, name)
+        load = self.adapter.tensors.get_tensor
+        if turned:
+            return lambda rows, start, stop: (load(tensor).float().view(1, -1) / rows.norm(dim=0, keepdim=True)) * rows
+        return lambda rows, start, stop: (
+            (load(tensor).float().view(-1, 1)[start:stop] / rows.norm(dim=1, keepdim=True)) * rows
+        )
+
+    def lora_bias(self, module: str, tensor: str) -> tuple[str, list[tuple[Step, bool]]]:
+        """The bias of B, which is added to the layer's own."""
+        name = self.find(f"{module}.bias", tensor)
+        if name is None:
+            raise UsageError(f"'{shown(tensor)}' adds to a bias, and '{shown(module)}' of the base has none.", _BY_PEFT)
+        if self.shape_of(tensor) != self.shapes[name]:
+            raise self.wrong(tensor, name)
+        (_, scale), load = self.scale(module), self.adapter.tensors.get_tensor
+        return name, [(lambda rows, start, stop: rows + scale * load(tensor)[start:stop].float(), True)]
+
+    def untie(self, modules: dict[str, dict[str, str]]) -> list[str]:
+        """Take the output layer out of ``modules`` where the base has one tensor for it and the embedding.
+
+        PEFT adapts each of the two by itself: what changes one of them alone needs two tensors, and a merged model of
+        one would answer otherwise than the adapter did.
+
+        Returns:
+            Tensors that the checkpoint holds of the output layer all the same; they get what the embedding gets.
+
+        Raises:
+            UsageError: the two are not changed alike.
+        """
+        heads = [name for name in modules if _last(f"{name}.weight") in _HEADS]
+        inputs = [name for name in modules if _last(f"{name}.weight") in _EMBEDDINGS]
+        above = dict(modules[heads[0]]) if heads else {}
+        below = dict(modules[inputs[0]]) if inputs else {}
+        ensured = bool(self.adapter.config.get("ensure_weight_tying"))
+        for name in heads:
+            modules.pop(name)
+        if len(heads) > 1 or len(inputs) > 1:
+            raise UsageError(f"The adapter in '{self.adapter.folder}' has several embeddings.", _BY_PEFT)
+        replaced = any(_ends(inputs[0], one) for one in self.saved()) if inputs else False
+        alike = (
+            (above.keys() == below.keys() == {"weight"} and self.same(above["weight"], below["weight"]))
+            or (not above and below.keys() <= {"trainable_tokens_delta"})
+            or (not above and below.keys() == {"weight"} and not replaced)
+            or (ensured and self.tied_alike(above, below))
+        )
+        if not alike:
+            raise UsageError(
+                f"The adapter changes '{shown((inputs or heads)[0])}' by itself, and this base has one tensor for "
+                "embedding and output layer.",
+                "Save the base once with tie_word_embeddings=False and its output layer, and name that: --base DIR",
+            )
+        return [name for name in self.shapes if _last(name) in _HEADS and name.endswith(".weight")]
+
+    def tied_alike(self, above: Mapping[str, str], below: Mapping[str, str]) -> bool:
+        """Say whether the output layer's tensors are the embedding's, as ``ensure_weight_tying`` writes them."""
+        pairs = {"lora_A.weight": "lora_embedding_B", "lora_B.weight": "lora_embedding_A", "weight": "weight"}
+        if not below or {pairs.get(part) for part in above} - below.keys():
+            return False
+        return all(self.same(above[part], below[pairs[part]], turned=part.startswith("lora")) for part in above)
+
+    def saved(self) -> list[str]:
+        names = self.adapter.config.get("modules_to_save") or []
+        return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+    def same(self, one: str, other: str, turned: bool = False) -> bool:
+        first, second = (self.adapter.tensors.get_tensor(name) for name in (one, other))
+        return bool(torch.equal(first, second.T if turned else second))
+
+    def find(self, wanted: str, tensor: str) -> str | None:
+        """Return the checkpoint's own name of a tensor: the same, or one that differs in the wrapping alone.
+
+        Raises:
+            UsageError: there are several.
+        """
         if wanted in self.shapes:
             return wanted
         names = self.ends.get(_end(wanted), [])
-        if len(names) == 1:
-            return names[0]
-        if names:
+        if len(names) > 1:
             raise UsageError(
                 f"'{shown(tensor)}' could be '{shown(names[0])}' or '{shown(names[1])}' of the base.", _OTHER_BASE
             )
-        raise UsageError(
-            f"'{shown(tensor)}' has no place in the base model, which has no '{shown(wanted)}'.", _OTHER_BASE
-        )
+        return names[0] if names else None
+
+    def place(self, wanted: str, tensor: str) -> str:
+        """Return what ``find`` finds.
+
+        Raises:
+            UsageError: nothing.
+        """
+        name = self.find(wanted, tensor)
+        if name is None:
+            raise UsageError(
+                f"'{shown(tensor)}' has no place in the base model, which has no '{shown(wanted)}'.", _OTHER_BASE
+            )
+        return name
 
     def scale(self, module: str) -> tuple[int, float]:
         """Return a module's rank, and what its product is multiplied by."""
@@ -358,7 +531,8 @@ class _Binding:
             _OTHER_BASE,
         )
 
-    def low_rank(self, module: str, name: str, a: str | None, b: str | None) -> Step:
+    def low_rank(self, module: str, name: str, a: str | None, b: str | None, embedding: bool) -> tuple[Step, bool]:
+        """Return the step that adds B·A, and whether the weight stands turned: ``[in, out]``."""
         if a is None or b is None:
             raise UsageError(f"'{shown(a or b)}' has no other half in the adapter.", _COPY_AGAIN)
         rank, scale = self.scale(module)
@@ -366,13 +540,23 @@ class _Binding:
         for tensor, at, one in ((a, 0, a_shape), (b, 1, b_shape)):
             if len(one) != 2 or one[at] != rank:
                 raise UsageError(f"'{shown(tensor)}' is {list(one)}, which is no weight of rank {rank}.", _COPY_AGAIN)
-        plain, turned = shape == (b_shape[0], a_shape[1]), shape == (a_shape[1], b_shape[0])
+        plain = shape == (b_shape[0], a_shape[1]) and not embedding
+        turned = shape == (a_shape[1], b_shape[0])
         if not plain and not turned:
             raise self.wrong(a if a_shape[1] not in shape else b, name)
         load = self.adapter.tensors.get_tensor
         if plain and not (turned and self.transposed):
-            return lambda rows, start, stop: rows + scale * (load(b)[start:stop].float() @ load(a).float())
-        return lambda rows, start, stop: rows + scale * (load(a)[:, start:stop].float().T @ load(b).float().T)
+            return lambda rows, start, stop: rows + scale * (load(b)[start:stop].float() @ load(a).float()), False
+        return lambda rows, start, stop: rows + scale * (load(a)[:, start:stop].float().T @ load(b).float().T), True
+
+
+def _last(tensor: str) -> str:
+    """Return the name of the module that a tensor belongs to."""
+    return tensor.split(".")[-2] if "." in tensor else ""
+
+
+def _ends(module: str, wanted: object) -> bool:
+    return module == wanted or module.endswith(f".{wanted}")
 
 
 def _end(name: str) -> str:
