@@ -46,7 +46,7 @@ EXCEPTIONS = {(taker, "templates") for taker in ("training", "gguf", "ollama", "
 LATE = {
     "twin.gguf.check",
     "twin.gguf.delta",
-    "twin.gguf.merge",
+    "twin.gguf.lazy",
     "twin.gguf.quantize",
     "twin.gguf_checkpoint",
     "twin.llama",

@@ -19,7 +19,7 @@ from tests.conftest import CACHE
 from tests.tiny import save_model
 from twin import files, pipeline, prove, runs
 from twin.chat import Chat
-from twin.errors import GateError, StepError, UsageError
+from twin.errors import GateError, StepError, TwinError, UsageError
 from twin.presets import load_preset, plan_training, preset_text
 from twin.progress import Silent
 from twin.records import Scored, Turn
@@ -275,59 +275,56 @@ def test_the_gguf_carries_our_template(project):
     assert end == [2]
 
 
-def test_merged_weights_are_base_plus_adapter(project, tmp_path):
+def test_the_file_holds_base_plus_adapter(project):
     import peft
     import torch
     import transformers
+    from gguf import GGUFReader, dequantize
     from safetensors.torch import load_file
 
-    from twin.gguf.merge import merge
-
-    merge(project.base, project.run, load_family("chatml"), tmp_path)
-    merged = load_file(tmp_path / "model.safetensors")
     base = transformers.AutoModelForCausalLM.from_pretrained(project.base, dtype=torch.float32)
     weights = load_file(project.run / "adapter_model.safetensors")
     config = peft.LoraConfig.from_pretrained(str(project.run))
     name = "model.layers.1.self_attn.v_proj"
+    before = base.get_submodule(name).weight.detach()
     up, down = (weights[f"base_model.model.{name}.lora_{part}.weight"].float() for part in "BA")
-    expected = base.get_submodule(name).weight.detach() + config.lora_alpha / config.r * up @ down
-    assert torch.equal(merged[f"{name}.weight"], expected.to(torch.float16))
-    assert not torch.equal(merged[f"{name}.weight"].float(), base.get_submodule(name).weight)
+    expected = before + config.lora_alpha / config.r * up @ down
+    tensors = {one.name: one for one in GGUFReader(str(project.run / "model-q8_0.gguf")).tensors}
+    found = tensors["blk.1.attn_v.weight"]
+    made = torch.from_numpy(dequantize(found.data, found.tensor_type))
+    torch.testing.assert_close(made, expected, rtol=0, atol=float(expected.abs().max()) / 127)
+    assert (made - before).norm() > 3 * (made - expected).norm()
+
+
+def broken_run(project, tmp_path, change):
+    """Copy the run's adapter with other tensors; return what the one pass says of it."""
+    from safetensors.torch import load_file, save_file
+
+    from twin.gguf.make import foresee
+
+    other = tmp_path / "other"
+    other.mkdir()
+    shutil.copyfile(project.run / "adapter_config.json", other / "adapter_config.json")
+    weights = load_file(project.run / "adapter_model.safetensors")
+    changed = {name: change(name, weight).contiguous() for name, weight in weights.items()}
+    save_file(changed, other / "adapter_model.safetensors", metadata={"format": "pt"})
+    target = tmp_path / "model.gguf"
+    with pytest.raises(TwinError) as caught:
+        foresee(project.base, other, load_family("chatml"), {"q8_0": target}, None, Silent())
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "other", "project"]
+    return caught.value
 
 
 def test_a_zero_adapter_is_refused(project, tmp_path):
-    import torch
-    from safetensors.torch import load_file, save_file
-
-    from twin.gguf.merge import merge
-
-    dead, target = tmp_path / "dead", tmp_path / "merged"
-    dead.mkdir()
-    target.mkdir()
-    shutil.copyfile(project.run / "adapter_config.json", dead / "adapter_config.json")
-    weights = load_file(project.run / "adapter_model.safetensors")
-    zeroed = {name: torch.zeros_like(weight) if "lora_B" in name else weight for name, weight in weights.items()}
-    save_file(zeroed, dead / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(GateError, match="changes nothing: all of it is zero"):
-        merge(project.base, dead, load_family("chatml"), target)
-    assert list(target.iterdir()) == []
+    error = broken_run(project, tmp_path, lambda name, weight: weight * ("lora_B" not in name))
+    assert isinstance(error, GateError)
+    assert error.message.endswith("changes nothing: all of it is zero.")
 
 
 def test_another_bases_adapter_is_refused(project, tmp_path):
-    from safetensors.torch import load_file, save_file
-
-    from twin.gguf.merge import merge
-
-    other, target = tmp_path / "other", tmp_path / "merged"
-    other.mkdir()
-    target.mkdir()
-    shutil.copyfile(project.run / "adapter_config.json", other / "adapter_config.json")
-    weights = load_file(project.run / "adapter_model.safetensors")
-    wider = {name: weight.repeat(1, 2) for name, weight in weights.items()}
-    save_file(wider, other / "adapter_model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UsageError, match="does not fit the base model"):
-        merge(project.base, other, load_family("chatml"), target)
-    assert list(target.iterdir()) == []
+    error = broken_run(project, tmp_path, lambda name, weight: weight.repeat(1, 2))
+    assert isinstance(error, UsageError)
+    assert "lora_" in error.message or "proj" in error.message
 
 
 class TestCheck:
@@ -497,9 +494,10 @@ def test_dry_runs_write_nothing(project, here):
     planned = pipeline.train(project.settings, Silent(), dry_run=True).as_json()
     assert planned["steps"] == project.record["result"]["steps"]
     assert planned["unique_tokens"] == project.record["result"]["unique_tokens"]
-    assert pipeline.gguf(None, project.settings, Silent(), dry_run=True).files == (
-        {"gguf": "adapters/tiny/model-q8_0.gguf", "quantization": "q8_0"},
-    )
+    foreseen = pipeline.gguf(None, project.settings, Silent(), dry_run=True)
+    size = (project.run / "model-q8_0.gguf").stat().st_size
+    assert foreseen.files == ({"gguf": "adapters/tiny/model-q8_0.gguf", "quantization": "q8_0", "bytes": size},)
+    assert foreseen.as_json()["foreseen_seconds"] > 0
     assert listing(here) == before
 
 

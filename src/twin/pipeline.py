@@ -282,9 +282,10 @@ def gguf(
         settings: its ``gguf`` section.
         reporter: told of progress.
         output: where the file goes, with one quantization alone.
-        dry_run: check everything that can be checked before, write nothing.
+        dry_run: check everything that can be checked before and foresee sizes and time; write nothing.
     """
-    need("gguf", "llama_cpp", "torch", "transformers", "peft", "gguf")
+    need("gguf", "llama_cpp", "torch", "transformers", "gguf")
+    from twin.gguf.make import foresee, make
     from twin.gguf.quantize import check_names
 
     started = time.perf_counter()
@@ -298,21 +299,16 @@ def gguf(
     gate.check(family)  # its Jinja goes into the file
     targets = {name: output or paths.gguf(name) for name in names}
     base = prove.base_of(record, settings, reporter, whole=True)
-    weights = sum(file.stat().st_size for file in base.folder.glob("*.safetensors"))
-    files.need_disk(paths.root, int(weights * 2.8), "The GGUF step")
     if dry_run:
-        planned = tuple({"gguf": str(path), "quantization": name} for name, path in targets.items())
-        return Made(paths, planned, time.perf_counter() - started)
+        would = foresee(base.folder, paths.root, family, targets, settings.gguf.llama_cpp, reporter)
+        return Made(paths, tuple(would["files"]), time.perf_counter() - started, would["seconds"])
     with files.exclusive(paths.root):
-        from twin.gguf.make import make  # seconds of imports: after what can be refused at once
-
         asked = prove.file_prompts(record, family, prove.prompts_of(record, settings))
         ids = prove.training_ids(base, family)
         made = make(base.folder, paths.root, family, targets, asked, ids, settings.gguf.llama_cpp, reporter)
         if output is None:
             for file in made:
-                digest = files.file_digest(Path(file["gguf"]))
-                about = file | {"sha256": digest, "adapter": runs.adapter_digests(paths)}
+                about = file | {"adapter": runs.adapter_digests(paths)}
                 files.write_json(paths.gguf_record(file["quantization"]), about)
     release_memory()
     return Made(paths, tuple(made), time.perf_counter() - started)

@@ -108,8 +108,16 @@ def quantized_by_llama_cpp(f16: Path, target: Path, kind: int, parameters: Any =
     return target
 
 
+def metadata(file: Path) -> dict[str, Any]:
+    """Return the metadata of a GGUF by key."""
+    import gguf
+
+    fields = gguf.GGUFReader(str(file)).fields
+    return {name: field.contents() for name, field in fields.items() if not name.startswith("GGUF.")}
+
+
 def tensors(file: Path) -> dict[str, tuple[str, tuple[int, ...], bytes]]:
-    """Return type, shape and bytes of each tensor of a GGUF."""
+    """Return type, shape and bytes of each tensor of a GGUF, in its order."""
     import gguf
 
     return {

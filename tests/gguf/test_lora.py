@@ -9,13 +9,13 @@ import peft
 import pytest
 import torch
 import transformers
+from twin.gguf.merge import merge
 
 from tests.tiny import save_model
 from twin import packages
 from twin.errors import StepError, UsageError
 from twin.gguf import converter
 from twin.gguf.lora import lora_gguf
-from twin.gguf.merge import merge
 from twin.llama import open_gguf
 from twin.progress import Silent
 from twin.templates import load_family

@@ -9,9 +9,10 @@ converter's ``gguf`` is the one that is imported (see ``worker``); torch is at t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from importlib import import_module
 from math import prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,6 +22,7 @@ import torch
 from torch import Tensor
 
 from twin.errors import StepError, UsageError
+from twin.gguf.reader import raw_fields
 
 # The converter's lazy types wrap each call in one of these closures; it names none of its nodes.
 _CAST, _TO_NUMPY, _METHOD = "LazyNumpyTensor.astype", "LazyTorchTensor.numpy", "LazyMeta.__new__.<locals>.__getattr__"
@@ -123,12 +125,14 @@ class Converted:
     Args:
         architecture: llama.cpp's name of it.
         metadata: the converter's values, by key, of its own writer's type.
+        vocabulary: more of it, each as its bytes stand in a file: key, type and value.
         sources: the tensors.
         leaves: the checkpoint's tensors, by name.
     """
 
     architecture: str
     metadata: dict[str, Any]
+    vocabulary: list[bytes]
     sources: dict[str, Source]
     leaves: dict[str, _Leaf]
 
@@ -150,15 +154,18 @@ def convert(
     checkpoint: Path,
     base: Path,
     bind: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Merged]],
+    vocabulary: Path,
     name: str,
     chat_template: str,
 ) -> Converted:
     """Ask the converter for a model's metadata and tensors; weights are not read yet.
 
     Args:
-        checkpoint: a folder with the configuration and the tokenizer's files.
+        checkpoint: a folder with the configuration.
         base: the folder with the weights.
         bind: gives what an adapter makes of which tensors, for the names and shapes of the base's.
+        vocabulary: a GGUF without weights that the converter made of the same configuration and tokenizer (see
+            ``gguf.vocabulary``): what was proved before training is what the file gets.
         name: what the file says its name is.
         chat_template: the Jinja that the file carries.
 
@@ -166,9 +173,9 @@ def convert(
         StepError: the converter does not know the architecture, or fails in another way.
         UsageError: what ``bind`` refuses; a shard that is missing.
     """
-    import conversion
     import gguf
 
+    conversion: Any = import_module("conversion")
     logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
     try:
         hparams = conversion.ModelBase.load_hparams(checkpoint, False)
@@ -197,14 +204,14 @@ def convert(
         for key, info in tensors.items():
             sources[key] = _source(key, tuple(info.shape), info.dtype == gguf.GGMLQuantizationType.F16, info.tensor)
             info.tensor = None
-    return Converted(writer.arch, dict(writer.kv_data[0]), sources, leaves)
+    metadata = dict(writer.kv_data[0])
+    proved = [raw for key, raw in raw_fields(vocabulary).items() if key not in metadata]
+    return Converted(writer.arch, metadata, proved, sources, leaves)
 
 
 def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], bind: Callable[..., Mapping[str, Merged]]) -> Any:
     """Return the architecture's class, whose tensors come from ``base`` and are ``leaves``."""
-    import conversion.base
-
-    lazy = conversion.base.LazyTorchTensor
+    lazy: Any = import_module("conversion.base").LazyTorchTensor
     bound: dict[str, Merged] = {}
 
     def take(name: str, local: Any) -> Any:
@@ -215,8 +222,9 @@ def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], bind: Callable[.
         dtype = leaf.dtype if leaf.merged is None else torch.float32
         return lazy(meta=lazy.meta_with_dtype_and_shape(dtype, leaf.shape), args=(leaf,), func=_Leaf.whole)
 
-    class Watching(known):  # type: ignore[misc]
+    class Watching(known):
         model_arch = known.model_arch
+        dir_model: Path
 
         def index_tensors(self, remote_hf_model_id: str | None = None) -> Any:
             # The weights' own folder, for this one look: what else lies there is not the converter's to read.
@@ -226,6 +234,9 @@ def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], bind: Callable[.
                 return super().index_tensors(remote_hf_model_id)
             finally:
                 self.dir_model = own
+
+        def set_vocab(self) -> None:
+            """Leave it to the file that has it."""
 
         @classmethod
         def filter_tensors(cls, item: Any) -> Any:
@@ -242,7 +253,7 @@ def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of a checkpoint's tensors, from the headers of its files."""
     import gguf
 
-    shapes = {}
+    shapes: dict[str, tuple[int, ...]] = {}
     for file in sorted(base.glob("model*.safetensors")):
         with gguf.utility.SafetensorsLocal(file) as tensors:
             shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
@@ -254,7 +265,8 @@ def _source(name: str, shape: tuple[int, ...], half: bool, graph: Any) -> Source
     types: list[torch.dtype] = []
     node = graph
     while True:
-        function, arguments = getattr(node, "_func", None), getattr(node, "_args", ())
+        function: Any = getattr(node, "_func", None)
+        arguments: Sequence[Any] = getattr(node, "_args", ())
         if function is _Leaf.whole:
             leaf = arguments[0]
             if leaf.rowwise and len(shape) == len(leaf.shape) == 2:

@@ -11,15 +11,15 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from twin import errors
 from twin.errors import MachineError, StepError, TwinError, file_errors
 from twin.files import scratch_dir
 from twin.gguf import converter
-from twin.gguf.vocabulary import copy_tokenizer
+from twin.gguf.vocabulary import vocabulary
 from twin.progress import Reporter, Task
 from twin.records import Turn
 from twin.templates import Family
@@ -56,7 +56,7 @@ def make(
     done = []
     with scratch_dir(next(iter(targets.values()))) as scratch:
         files = {name: scratch / f"{name}.gguf" for name in targets}
-        made = _work(base, adapter, family, files, llama_cpp, scratch, reporter, dry_run=False)
+        made = one_pass(base, adapter, family, files, llama_cpp, scratch, reporter, dry_run=False)
         from twin.gguf.check import check  # llama_cpp is loaded while nothing else waits for it
 
         for about, target in zip(made["files"], targets.values(), strict=True):
@@ -84,13 +84,13 @@ def foresee(
     Everything but the writing is done as ``make`` does it, and refused as there.
     """
     with scratch_dir(next(iter(targets.values()))) as scratch:
-        foreseen = _work(base, adapter, family, targets, llama_cpp, scratch, reporter, dry_run=True)
+        foreseen = one_pass(base, adapter, family, targets, llama_cpp, scratch, reporter, dry_run=True)
     for about in foreseen["files"]:
         about["gguf"] = str(targets[about["quantization"]])
     return foreseen
 
 
-def _work(
+def one_pass(
     base: Path,
     adapter: Path | None,
     family: Family,
@@ -102,14 +102,14 @@ def _work(
 ) -> dict[str, Any]:
     """Let a worker do it in ``scratch``, and return its result."""
     script = converter.find_converter(llama_cpp, reporter)
+    known = vocabulary(base, family.gguf_name, llama_cpp, reporter)
     checkpoint = scratch / "checkpoint"
     with file_errors(scratch, "write"):
         checkpoint.mkdir()
-        copy_tokenizer(base, checkpoint)
         shutil.copyfile(base / "config.json", checkpoint / "config.json")
     job = {
         "checkpoint": str(checkpoint), "base": str(base), "adapter": str(adapter) if adapter else None,
-        "scratch": str(scratch), "name": family.gguf_name, "chat_template": family.jinja,
+        "scratch": str(scratch), "vocabulary": str(known), "name": family.gguf_name, "chat_template": family.jinja,
         "files": [[name, str(path)] for name, path in files.items()], "threads": os.cpu_count() or 1,
         "imatrix": None, "dry_run": dry_run,
     }  # fmt: skip
@@ -117,17 +117,17 @@ def _work(
     with (scratch / "log").open("w+b") as log:
         worker = subprocess.Popen(
             [sys.executable, "-m", "twin.gguf.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            text=True, encoding="utf-8", env=converter.environment(script),
+            env=converter.environment(script),
         )  # fmt: skip
+        to, words = cast("IO[bytes]", worker.stdin), cast("IO[bytes]", worker.stdout)
         try:
-            assert worker.stdin and worker.stdout
             with reporter.task("Reading the model"):
-                worker.stdin.write(json.dumps(job) + "\n")
-                worker.stdin.flush()
-                said = _hear(worker.stdout)
+                to.write(json.dumps(job).encode() + b"\n")
+                to.flush()
+                said = _hear(words)
             if "total" in said:
                 with reporter.task(f"{what}: {', '.join(files)}", said["total"]) as task:
-                    said = _hear(worker.stdout, task)
+                    said = _hear(words, task)
         finally:
             worker.kill()
             worker.wait()
@@ -139,7 +139,7 @@ def _work(
         raise _died(worker.returncode, log.read().decode("utf-8", "replace"))
 
 
-def _hear(lines: Any, task: Task | None = None) -> dict[str, Any]:
+def _hear(lines: Iterable[bytes], task: Task | None = None) -> dict[str, Any]:
     """Return the worker's next word that is no progress; empty where it has ended without one."""
     done = 0
     for line in lines:
@@ -156,7 +156,7 @@ def _hear(lines: Any, task: Task | None = None) -> dict[str, Any]:
 
 def _error(kind: str, message: str, hint: str) -> TwinError:
     known = getattr(errors, kind, StepError)
-    return known(message, hint)  # type: ignore[no-any-return]
+    return known(message, hint)
 
 
 def _died(code: int, log: str) -> TwinError:

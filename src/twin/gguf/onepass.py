@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -28,7 +29,8 @@ from twin.gguf.quantize import Bytes, Floats, Quantizer
 _BLOCK_VALUES = 1 << 20  # a block in float32 is 4 MB: it stays in a core's cache
 _AHEAD = 3  # blocks under way for each thread
 _SYNC_BYTES = 64 << 20
-_TYPE, _VERSION = "general.file_type", "general.quantization_version"
+_TYPE = "general.file_type"
+_COUNT_AT = 16  # where a GGUF says how many values its metadata has
 _SAMPLE_SECONDS = 1.5
 
 
@@ -39,13 +41,13 @@ class Planned:
     Args:
         quantization: its name.
         kinds: ggml's type of each tensor, in the order of the file.
-        bytes: its size, exactly.
+        size: of the file in bytes, exactly.
         header: its first bytes, up to the data of the first tensor.
     """
 
     quantization: str
     kinds: dict[str, int]
-    bytes: int
+    size: int
     header: bytes
 
 
@@ -74,10 +76,7 @@ def plan(
         if sorted(kinds) != sorted(model.sources):
             odd = sorted(set(kinds) ^ set(model.sources))[0]
             raise StepError(f"llama.cpp and its converter do not agree on the tensor '{odd}'.", "Report this, please.")
-        # As llama.cpp's quantizer does: the two keys that it sets go to the end.
-        metadata = {key: value for key, value in model.metadata.items() if key not in (_TYPE, _VERSION)}
-        metadata[_VERSION] = model.metadata[_VERSION]
-        metadata[_TYPE] = type(metadata[_VERSION])(quantize.TYPES[name], metadata[_VERSION].type)
+        metadata = model.metadata | {_TYPE: replace(model.metadata[_TYPE], value=quantize.TYPES[name])}
         header, size = _header(model, kinds, metadata, scratch / "header.gguf")
         planned.append(Planned(name, kinds, size, header))
     shell.unlink()
@@ -99,12 +98,14 @@ def _header(model: Converted, kinds: Mapping[str, int], metadata: Mapping[str, A
         size += writer.ggml_pad(nbytes, writer.data_alignment)
     writer.write_header_to_file(file)
     writer.write_kv_data_to_file()
+    writer.fout[0].write(b"".join(model.vocabulary))
     writer.write_ti_data_to_file()
     writer.close()
-    header = file.read_bytes()
+    header = bytearray(file.read_bytes())
+    struct.pack_into("<Q", header, _COUNT_AT, len(metadata) + len(model.vocabulary))
     header += bytes(writer.ggml_pad(len(header), writer.data_alignment) - len(header))
     file.write_bytes(header)
-    return header, len(header) + size
+    return bytes(header), len(header) + size
 
 
 @dataclass
@@ -186,8 +187,10 @@ def write(
                 out.write(bytes(-out.written % 32))
         model.check_used()
         for out in outs:
-            if out.written != out.planned.bytes:
-                raise StepError(f"{out.written} bytes were written where {out.planned.bytes} were planned.", "Report it.")
+            if out.written != out.planned.size:
+                raise StepError(
+                    f"{out.written} bytes were written where {out.planned.size} were planned.", "Report it."
+                )
             out.close()
         return [out.digest.hexdigest() for out in outs]
 
@@ -249,9 +252,7 @@ def _quantizers(source: Source, plans: Sequence[Planned], imatrix: Mapping[str, 
     for planned in plans:
         kind = planned.kinds[source.name]
         weights = imatrix.get(source.name)
-        made.append(
-            None if kind == float32 else Quantizer(source.name, kind, source.shape[-1], expert, weights)
-        )
+        made.append(None if kind == float32 else Quantizer(source.name, kind, source.shape[-1], expert, weights))
     return made
 
 
@@ -260,9 +261,7 @@ def _compute(source: Source, quantizers: Sequence[Quantizer | None], start: int,
     values: Floats = source.rows(start, stop).numpy()
     flat = values.ravel()
     squares = float(np.dot(flat, flat))
-    made = [
-        values.view(np.uint8).ravel() if one is None else one.rows(values, start) for one in quantizers
-    ]
+    made = [values.view(np.uint8).ravel() if one is None else one.rows(values, start) for one in quantizers]
     return made, squares, values.size
 
 

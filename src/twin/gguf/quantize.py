@@ -10,7 +10,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,9 @@ TYPES: dict[str, int] = {name: getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name.upp
 # Those whose dry run on any model asks for an importance matrix: told before a model is read.
 NEEDS_IMATRIX = frozenset({"q2_k_s", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs"})
 
-_LOGGED = re.compile(r"\[ *\d+/ *\d+\] +(\S+) +- \[[^]]*\], type = *(\w+), size = *[\d.]+ MiB(?: -> *[\d.]+ MiB \((\w+)\))?")
+_LOGGED = re.compile(
+    r"\[ *\d+/ *\d+\] +(\S+) +- \[[^]]*\], type = *(\w+), size = *[\d.]+ MiB(?: -> *[\d.]+ MiB \((\w+)\))?"
+)
 _REFUSED = re.compile(r"failed to quantize: (.+)")
 
 

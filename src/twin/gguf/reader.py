@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from gguf import GGUFReader, GGUFValueType
 
@@ -16,6 +16,12 @@ from twin.errors import UsageError, file_errors
 
 
 class _Reader(GGUFReader):
+    fields_end = 0  # where the last of the values ends
+
+    def _build_fields(self, offs: int, count: int) -> int:
+        self.fields_end = super()._build_fields(offs, count)
+        return self.fields_end
+
     def _get_field_parts(self, orig_offs: int, raw_type: int) -> tuple[int, list[Any], list[int], list[Any]]:
         if raw_type != GGUFValueType.ARRAY:
             parts: tuple[int, list[Any], list[int], list[Any]] = super()._get_field_parts(orig_offs, raw_type)
@@ -60,3 +66,16 @@ def chat_template(reader: GGUFReader) -> str:
         raise UsageError(
             "The 'tokenizer.chat_template' of the GGUF is no UTF-8 text.", "Make the file anew: twin gguf"
         ) from None
+
+
+def raw_fields(path: Path) -> dict[str, bytes]:
+    """Return the metadata of a file by key, each as its bytes stand there: key, type and value.
+
+    Raises:
+        UsageError: no GGUF, or a damaged one.
+    """
+    reader = cast("_Reader", open_reader(path))
+    starts = {name: field.offset for name, field in reader.fields.items() if not name.startswith("GGUF.")}
+    ends = [*sorted(starts.values())[1:], reader.fields_end]
+    spans = dict(zip(sorted(starts.values()), ends, strict=True))
+    return {name: reader.data[start : spans[start]].tobytes() for name, start in starts.items()}

@@ -12,6 +12,7 @@ import os
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,18 @@ def _end_with_parent() -> None:
     os._exit(errors.EXIT_INTERRUPTED)
 
 
+def no_change(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Return what no adapter makes of a base."""
+    return {}
+
+
 def work(job: dict[str, Any]) -> dict[str, Any]:
     """Do a job of ``make`` and return its result.
 
     Args:
-        job: ``checkpoint``, ``base`` and ``scratch``: folders; ``adapter``: a folder or null; ``name`` and
-            ``chat_template``: for the metadata; ``files``: pairs of quantization and path; ``threads``;
-            ``imatrix``: a file or null; ``dry_run``.
+        job: ``checkpoint``, ``base`` and ``scratch``: folders; ``adapter``: a folder or null; ``vocabulary``: a file;
+            ``name`` and ``chat_template``: for the metadata; ``files``: pairs of quantization and path;
+            ``imatrix``: a file or null; ``threads``; ``dry_run``.
 
     Returns:
         ``files``: for each ``quantization``, ``bytes``, ``sha256`` and ``types`` (tensors by type); and ``tensors``,
@@ -52,23 +58,23 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     # Blocks are computed on threads of our own, each of which calls torch for one.
     torch.set_num_threads(1)
     checkpoint, base, scratch = (Path(job[key]) for key in ("checkpoint", "base", "scratch"))
-    bind: Any = lambda shapes: {}
+    bind: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]] = no_change
     if job["adapter"]:
         from twin.gguf.delta import open_adapter
 
         tied = bool(read_json(checkpoint / "config.json").get("tie_word_embeddings"))
         bind = partial(open_adapter(Path(job["adapter"])).bind, tied=tied)
     with torch.inference_mode():
-        model = lazy.convert(checkpoint, base, bind, job["name"], job["chat_template"])
+        model = lazy.convert(checkpoint, base, bind, Path(job["vocabulary"]), job["name"], job["chat_template"])
         imatrix: dict[str, Any] = {}
         parameters = quantize.default_parameters
         names = [name for name, _ in job["files"]]
         with file_errors(scratch, "write"):
             plans = onepass.plan(model, names, scratch, imatrix, parameters)
-        result = [{"quantization": one.quantization, "bytes": one.bytes} for one in plans]
+        result = [{"quantization": one.quantization, "bytes": one.size} for one in plans]
         if job["dry_run"]:
             return {"files": result, "seconds": onepass.estimate_seconds(model, plans, imatrix, job["threads"])}
-        need_disk(scratch, sum(one.bytes for one in plans), "The GGUF step")
+        need_disk(scratch, sum(one.size for one in plans), "The GGUF step")
         _say(total=sum(one.count * one.shape[-1] for one in model.sources.values()))
         with file_errors(scratch, "write"):
             digests = onepass.write(

@@ -43,10 +43,10 @@ def command(
     out = Output(json, quiet, verbose)
     settings = load_settings(gguf={"quantization": quantization, "base": base, "llama_cpp": llama_cpp})
     done = pipeline.gguf(adapter, settings, out.reporter(), output, dry_run)
-    lines = [
-        f"{file['gguf']}" + (f" ({file['bytes'] / 1e6:.0f} MB, checked)" if "bytes" in file else "")
-        for file in done.files
-    ]
-    out.result(done.as_json(), [*lines, "Nothing was written (--dry-run)."] if dry_run else lines)
+    state = "would be written" if dry_run else "checked"
+    lines = [f"{file['gguf']} ({file['bytes'] / 1e6:,.1f} MB, {state})" for file in done.files]
+    if done.foreseen_seconds is not None:
+        lines += [f"About {done.foreseen_seconds:,.0f} s on this machine.", "Nothing was written (--dry-run)."]
+    out.result(done.as_json(), lines)
     if not dry_run:
         out.hint(f"twin register {done.paths.name}")
