@@ -44,9 +44,11 @@ EXCEPTIONS = {(taker, "templates") for taker in ("training", "gguf", "ollama", "
 }
 # Modules with a heavy import at their top: themselves imported late, inside the function that needs them.
 LATE = {
+    "twin.gguf.adapter_file",
     "twin.gguf.check",
     "twin.gguf.delta",
     "twin.gguf.merge",
+    "twin.gguf.mlx",
     "twin.gguf.quantize",
     "twin.gguf_checkpoint",
     "twin.llama",
