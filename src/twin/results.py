@@ -105,15 +105,21 @@ class TrainedRun:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """GGUF files of a run; each has ``gguf``, ``quantization`` and, once made, ``bytes`` and ``checks``."""
+    """GGUF files of a run; each has ``gguf``, ``quantization``, ``bytes`` and, once made, ``sha256`` and ``checks``.
+
+    ``foreseen_seconds`` is what a dry run says that making them takes.
+    """
 
     paths: RunPaths
     files: tuple[dict[str, Any], ...]
     seconds: float
+    foreseen_seconds: float | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the object of ``--json``."""
-        return {"files": list(self.files), "seconds": round(self.seconds, 3), "peak_rss_bytes": peak_rss_bytes()}
+        foreseen = {} if self.foreseen_seconds is None else {"foreseen_seconds": round(self.foreseen_seconds, 1)}
+        figures = {"seconds": round(self.seconds, 3), "peak_rss_bytes": peak_rss_bytes()}
+        return {"files": list(self.files), **foreseen, **figures}
 
 
 @dataclass(frozen=True, slots=True)

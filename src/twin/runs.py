@@ -148,6 +148,11 @@ class RunPaths:
         return self.root / f"model-{quantization}.json"
 
     @property
+    def adapter_gguf(self) -> Path:
+        """The adapter alone, for llama.cpp to add to a base model."""
+        return self.root / "adapter.gguf"
+
+    @property
     def modelfile(self) -> Path:
         """What ``ollama create -f`` would read."""
         return self.root / "Modelfile"

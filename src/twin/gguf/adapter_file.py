@@ -24,7 +24,7 @@ from torch import Tensor
 from twin.errors import GateError, UsageError, file_errors
 from twin.files import scratch_dir, write_json
 from twin.gguf import converter
-from twin.gguf.delta import CONFIG, WEIGHTS, Adapter, Merged, base_shapes, shown
+from twin.gguf.delta import CONFIG, WEIGHTS, Adapter, Merged, Product, base_shapes, shown
 from twin.gguf.lora import lora_gguf
 from twin.gguf.reader import open_reader
 from twin.llama import open_gguf
@@ -60,14 +60,26 @@ def make_adapter(
         plain, made = scratch / "plain", scratch / "adapter.gguf"
         with file_errors(target, "write"):
             plain.mkdir()
-            products = write_plain(base, adapter, plain)
+            added = write_plain(base, adapter, plain)
             lora_gguf(script, base, plain, made, reporter)
             with reporter.task(f"Checking {target.name}"):
-                checks = check(made, products, opener)
+                checks = check(made, added, opener)
             target.parent.mkdir(parents=True, exist_ok=True)
             made.chmod(0o600)
             made.replace(target)
     return {"gguf": str(target), "quantization": DTYPE, "bytes": target.stat().st_size, "checks": checks}
+
+
+def products(base: Path, adapter: Adapter) -> dict[str, Product]:
+    """Return what an adapter adds to which tensors of a base.
+
+    Raises:
+        UsageError: a form that is no B·A, named; or the adapter is for another base.
+    """
+    shapes, tied = base_shapes(base)
+    changes = adapter.bind(shapes, tied)
+    _refuse_forms(adapter, base, changes, tied)
+    return {name: change.product for name, change in changes.items() if change.product}
 
 
 def write_plain(base: Path, adapter: Adapter, folder: Path) -> dict[str, float]:
@@ -82,18 +94,12 @@ def write_plain(base: Path, adapter: Adapter, folder: Path) -> dict[str, float]:
         For each tensor that changes, the sum of the squares of what is added to it.
 
     Raises:
-        UsageError: a form that is no B·A, named; or the adapter is for another base.
+        UsageError: see ``products``.
     """
-    shapes, tied = base_shapes(base)
-    changes = adapter.bind(shapes, tied)
-    _refuse_forms(adapter, base, changes, tied)
     alpha = float(adapter.config["lora_alpha"]) or 1.0
     tensors: dict[str, Tensor] = {}
     sums: dict[str, float] = {}
-    for name, change in changes.items():
-        product = change.product
-        if product is None:
-            continue
+    for name, product in products(base, adapter).items():
         a, b = (adapter.tensors.get_tensor(half).float() for half in (product.a, product.b))
         factor = product.scale * a.shape[0] / alpha
         b = b if factor == 1 else b * factor
@@ -150,12 +156,12 @@ def _squares(a: Tensor, b: Tensor) -> float:
     return float(((b.T @ b) * (a @ a.T)).sum())
 
 
-def check(path: Path, products: Mapping[str, float], opener: Path | None) -> dict[str, str]:
+def check(path: Path, added: Mapping[str, float], opener: Path | None) -> dict[str, str]:
     """Return what was verified of an adapter's GGUF, by name.
 
     Args:
         path: the file.
-        products: see ``write_plain``.
+        added: see ``write_plain``.
         opener: a GGUF of the same model to open it on.
 
     Raises:
@@ -169,20 +175,20 @@ def check(path: Path, products: Mapping[str, float], opener: Path | None) -> dic
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise GateError(f"'{name}' of '{path.name}' has values that are not finite.", _WHOLE)
         found += _squares(a.T if name == "token_embd.weight" else a, b) * (alpha / b.shape[-1]) ** 2
-    if not math.isclose(found, sum(products.values()), rel_tol=1e-4):
-        for wanted, theirs in _places(reader, products):
+    if not math.isclose(found, sum(added.values()), rel_tol=1e-4):
+        for wanted, theirs in _places(reader, added):
             if theirs not in halves:
                 raise GateError(f"'{shown(wanted)}' of the adapter is not in '{path.name}'.", _WHOLE)
         raise GateError(
             f"'{path.name}' adds something else than the adapter does: {found:.6g} and not "
-            f"{sum(products.values()):.6g}, as sums of squares.",
+            f"{sum(added.values()):.6g}, as sums of squares.",
             _WHOLE,
         )
     opened = "not tried: no GGUF of the model is beside it"
     if opener is not None:
         with open_gguf(opener, num_ctx=64) as model, model.adapted(path):
             opened = f"on {opener.name}"
-    return {"added": f"to {len(products)} tensors, all that the adapter adds", "opened": opened}
+    return {"added": f"to {len(added)} tensors, all that the adapter adds", "opened": opened}
 
 
 def _contents(reader: GGUFReader) -> tuple[float, dict[str, tuple[Tensor, Tensor]]]:
@@ -194,12 +200,12 @@ def _contents(reader: GGUFReader) -> tuple[float, dict[str, tuple[Tensor, Tensor
     return alpha, {name: (tensors[f"{name}.lora_a"], tensors[f"{name}.lora_b"]) for name in names}
 
 
-def _places(reader: GGUFReader, products: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+def _places(reader: GGUFReader, added: Mapping[str, float]) -> Iterator[tuple[str, str]]:
     """Yield the names of tensors and where gguf's own table puts them; those that it does not know are left out."""
     field = reader.get_field("general.architecture")
     arch = next((arch for arch, name in MODEL_ARCH_NAMES.items() if field and name == field.contents()), None)
     if arch is not None:
         table = get_tensor_name_map(arch, _MOST_BLOCKS)
-        for name in products:
+        for name in added:
             if place := table.get_name(name, try_suffixes=(".weight",)):
                 yield name, place
