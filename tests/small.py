@@ -43,7 +43,7 @@ def save_small(folder: Path, kind: str, tied: bool = False, tokenizer: Path | No
     torch.manual_seed(0)
     shape = dict(SHAPE)
     if kind == "gpt2":
-        shape = {"vocab_size": 72, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 48}
+        shape = {"vocab_size": 72, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 128}
     if kind == "gemma2":
         shape |= {"head_dim": 8}
     if tokenizer:

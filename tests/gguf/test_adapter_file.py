@@ -36,7 +36,6 @@ def make(base, adapter, target, opener=None):
 FORMS = {
     "llama": ("llama", {}),
     "other scales": ("llama", {"use_rslora": True, "rank_pattern": {"q_proj": 7}, "alpha_pattern": {"v_proj": 20}}),
-    "biased": ("qwen2", {}),
     "turned": ("gpt2", {}),
     "embedding": ("llama", {"target_modules": ["embed_tokens", "q_proj"]}),
     "output layer": ("llama", {"target_modules": ["lm_head", "q_proj"]}),

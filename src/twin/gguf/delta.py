@@ -256,9 +256,10 @@ def base_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], bool]:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if folder.is_dir() and not path.is_file():
-        below = sorted(other.parent for other in folder.glob(f"*/{CONFIG}"))
-        if below:
-            raise UsageError(f"There is no {CONFIG} in '{folder}'.", f"There is one in '{below[-1]}': name that.")
+        below = [other.parent for other in folder.glob(f"*/{CONFIG}")]
+        if below:  # a trainer's checkpoints, or PEFT's folder for an adapter with a name
+            last = max(below, key=lambda path: (int(re.sub(r"[^0-9]", "", path.name)[-18:] or 0), path.name))
+            raise UsageError(f"There is no {CONFIG} in '{folder}'.", f"There is one in '{last}': name that.")
         raise UsageError(f"There is no {CONFIG} in '{folder}'.", "Name the folder that a training wrote it to.")
     return read_json(path)
 
