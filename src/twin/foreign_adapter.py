@@ -68,11 +68,21 @@ def source(where: Path | None, settings: Settings, reporter: Reporter) -> Iterat
         UsageError: no adapter there, or one of a form that no merged model holds; no base that can be merged into.
         GateError: nothing says how it was asked in training; what ``prove.base_of`` refuses.
     """
-    if where is None or not where.is_dir() or RunPaths(where).record.exists():
+    if where is None or not where.is_dir() or _is_run(RunPaths(where)):
         yield _run(runs.find_adapter(where) if where else runs.newest_adapter(), settings, reporter)
         return
+    if runs.is_checkpoint(where):
+        raise UsageError(
+            f"'{where}' is a checkpoint of a training of twin's that did not end, so nothing tells its system prompt.",
+            "Let it end: twin train --resume-from auto",
+        )
     with scratch_dir(where.absolute()) as scratch:
         yield _foreign(where, scratch, settings, reporter)
+
+
+def _is_run(paths: RunPaths) -> bool:
+    """Say whether twin trained here; where it did not end there is no ``run.json``, which is told, not guessed."""
+    return any(path.exists() for path in (paths.record, paths.learned, paths.checkpoints))
 
 
 def _run(paths: RunPaths, settings: Settings, reporter: Reporter) -> Source:

@@ -293,6 +293,11 @@ def checkpoint_step(folder: Path) -> int | None:
     return int(found[1]) if found else None
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Say whether a folder is a checkpoint of a training of twin's."""
+    return (folder.parent / _CHECKPOINT_JOB).is_file() or (folder / _CHECKPOINT_DIGESTS).is_file()
+
+
 def find_checkpoint(resume_from: str | None, paths: RunPaths) -> Path | None:
     """Return the checkpoint to go on from; None to start.
 
