@@ -197,6 +197,12 @@ def test_a_tied_model_where_one_changes_alone(tmp_path, form):
     assert torch.allclose(answers, tuned.logits, rtol=1e-4, atol=1e-4) == untied, "then why refuse it?"
 
 
+def test_a_checkpoint_without_an_output_layer_is_tied_whatever_is_said(tmp_path):
+    tuned = small.tune(tmp_path, "llama", tied=True, target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(UsageError, match="has one tensor for embedding and output"):
+        merged(tuned, tied=False)
+
+
 def test_the_hint_for_tied_models_works(tmp_path):
     """With the output layer saved beside the embedding, the same adapter merges into what PEFT answers."""
     tuned = small.tune(tmp_path, "llama", tied=True, target_modules=["q_proj", "embed_tokens"])
@@ -420,21 +426,36 @@ def test_tensors_that_belong_to_nothing(tmp_path):
     )
 
 
+HEAD = {"lm_head.weight": (8, 5)}
+
+
 def test_trained_weights_of_another_shape(tmp_path):
     name = "model.embed_tokens.weight"
     folder = write(tmp_path / "a", {f"{PREFIX}{name}": torch.ones(9, 5)})
-    refused(folder, "vocabulary of 9 tokens, and .* has 8", {name: (8, 5)}, hint="--base")
-    refused(folder, r"is \[9, 5\] and does not fit .*, which is \[9, 4\]", {name: (9, 4)})
+    refused(folder, "vocabulary of 9 tokens, and .* has 8", {name: (8, 5), **HEAD}, hint="--base")
+    refused(folder, r"is \[9, 5\] and does not fit .*, which is \[9, 4\]", {name: (9, 4), **HEAD})
     tokens = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 5)}
     for told in ([1, 8], [-1, 2], ["1", 2], [True, 2], None, {"lm_head": [1, 2]}, 3):
-        refused(write(tmp_path / "b", tokens, trainable_token_indices=told), "are no rows of the base", {name: (8, 5)})
+        refused(
+            write(tmp_path / "b", tokens, trainable_token_indices=told),
+            "are no rows of the base",
+            {name: (8, 5), **HEAD},
+        )
     for told in ([1], [1, 1], [1, 2, 3]):
-        refused(write(tmp_path / "b", tokens, trainable_token_indices=told), "is .* and not .* rows of", {name: (8, 5)})
+        refused(
+            write(tmp_path / "b", tokens, trainable_token_indices=told),
+            "is .* and not .* rows of",
+            {name: (8, 5), **HEAD},
+        )
     both = tokens | {
         f"{PREFIX}model.embed_tokens.lora_embedding_{half}": torch.ones(shape)
         for half, shape in (("A", (2, 8)), ("B", (5, 2)))
     }
-    refused(write(tmp_path / "c", both, trainable_token_indices=[1, 2]), "a module that has a LoRA too", {name: (8, 5)})
+    refused(
+        write(tmp_path / "c", both, trainable_token_indices=[1, 2]),
+        "a module that has a LoRA too",
+        {name: (8, 5), **HEAD},
+    )
 
 
 ODD_VALUES = [

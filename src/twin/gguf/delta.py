@@ -172,7 +172,8 @@ class Adapter:
         Args:
             shapes: names and shapes of all tensors of the checkpoint: ``[out, in]``, or ``[in, out]`` where its
                 layers are GPT-2's ``Conv1D``.
-            tied: the output layer is the embedding (``tie_word_embeddings``).
+            tied: the output layer is the embedding (see ``base_shapes``); so it is, whatever is said, where the
+                checkpoint has none. Older configurations leave ``tie_word_embeddings`` out where it is the default.
 
         Raises:
             UsageError: a tensor of the adapter that has no place in this base; what a merge can't hold.
@@ -354,7 +355,8 @@ class _Binding:
     """One adapter on one base."""
 
     def __init__(self, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
-        self.adapter, self.shapes, self.tied = adapter, {name: tuple(shape) for name, shape in shapes.items()}, tied
+        self.adapter, self.shapes = adapter, {name: tuple(shape) for name, shape in shapes.items()}
+        self.tied = tied or not any(map(_is_head, shapes))  # a checkpoint without an output layer has it tied
         self.ends: dict[str, list[str]] = {}
         for name in shapes:
             self.ends.setdefault(_end(name), []).append(name)
