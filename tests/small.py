@@ -8,6 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tests.tiny import TOKENIZER_FILES
+
 SHAPE = {
     "vocab_size": 72, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
@@ -23,17 +25,32 @@ TARGETS = {
 }
 
 
-def save_small(folder: Path, kind: str, tied: bool = False, **more: Any) -> Path:
-    """Save a model of that kind with random weights in float32 into ``folder``, which is returned."""
+def save_small(folder: Path, kind: str, tied: bool = False, tokenizer: Path | None = None, **more: Any) -> Path:
+    """Save a model of that kind with random weights in float32 into ``folder``, which is returned.
+
+    Args:
+        folder: made where it is missing.
+        kind: transformers' ``model_type``.
+        tied: one tensor for embedding and output layer.
+        tokenizer: a folder with SmolLM2's tokenizer to give it, and its vocabulary's size.
+        more: of the configuration.
+    """
+    import shutil
+
     import torch
     import transformers
 
     torch.manual_seed(0)
     shape = dict(SHAPE)
     if kind == "gpt2":
-        shape = {"vocab_size": 72, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 48}
+        shape = {"vocab_size": 72, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "n_inner": 128}
     if kind == "gemma2":
         shape |= {"head_dim": 8}
+    if tokenizer:
+        shape["vocab_size"] = 49152
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer / name, folder / name)
     config = transformers.AutoConfig.for_model(kind, **shape, tie_word_embeddings=tied, **more)
     model = transformers.AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

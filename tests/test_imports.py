@@ -36,7 +36,7 @@ BOTTOM = {
     "steps",
 }
 FEATURES = {"app", "brain", "chat", "dataset", "evaluate", "gguf", "ollama", "templates", "training"}
-COMPOSING = {"curate", "further", "handover", "pipeline", "prove"}
+COMPOSING = {"curate", "foreign_adapter", "further", "handover", "pipeline", "prove"}
 # CONTRIBUTING.md: who may take what from a feature beside it.
 EXCEPTIONS = {(taker, "templates") for taker in ("training", "gguf", "ollama", "evaluate", "chat")} | {
     ("chat", "ollama.client"),
@@ -44,9 +44,11 @@ EXCEPTIONS = {(taker, "templates") for taker in ("training", "gguf", "ollama", "
 }
 # Modules with a heavy import at their top: themselves imported late, inside the function that needs them.
 LATE = {
+    "twin.gguf.adapter_file",
     "twin.gguf.check",
     "twin.gguf.delta",
     "twin.gguf.lazy",
+    "twin.gguf.mlx",
     "twin.gguf.quantize",
     "twin.gguf_checkpoint",
     "twin.llama",

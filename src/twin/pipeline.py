@@ -11,15 +11,16 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twin import __version__, files, further, learned, prompt, prove, runs
+from twin import __version__, files, foreign_adapter, further, learned, prompt, prove, runs
 from twin.adapter import check as check_adapter
 from twin.curate import export, find_sources, need
 from twin.errors import GateError, MachineError, StepError, TwinError, UsageError, nearest
+from twin.foreign_adapter import Source
 from twin.learned import Learned
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.processes import place
@@ -273,45 +274,74 @@ def _train(
 
 
 def gguf(
-    adapter: Path | None, settings: Settings, reporter: Reporter, output: Path | None = None, dry_run: bool = False
+    adapter: Path | None,
+    settings: Settings,
+    reporter: Reporter,
+    output: Path | None = None,
+    dry_run: bool = False,
+    lora: bool = False,
 ) -> Made:
     """Adapter → checked GGUF files beside it.
 
     Args:
-        adapter: a run's folder; None: the newest.
+        adapter: a run's folder, or one with an adapter of another tool; None: the newest run.
         settings: its ``gguf`` section.
         reporter: told of progress.
         output: where the file goes, with one quantization alone.
         dry_run: check everything that can be checked before and foresee sizes and time; write nothing.
+        lora: write the adapter alone, for a base model that is served already.
     """
     need("gguf", "llama_cpp", "torch", "transformers", "gguf")
-    from twin.gguf.make import foresee, make
     from twin.gguf.quantize import check_names
 
-    started = time.perf_counter()
     names = check_names(settings.gguf.quantization)
-    if output is not None and len(names) > 1:
+    if output is not None and len(names) > 1 and not lora:
         raise UsageError("--output names one file and there are several quantizations.", "Leave --output out.")
-    paths = runs.find_adapter(adapter) if adapter else runs.newest_adapter()
-    record = runs.read_record(paths)
-    check_adapter(paths, record)
-    family = prove.family_of(record)
-    gate.check(family)  # its Jinja goes into the file
-    targets = {name: output or paths.gguf(name) for name in names}
-    base = prove.base_of(record, settings, reporter, whole=True)
+    started = time.perf_counter()
+    with foreign_adapter.source(adapter, settings, reporter) as source:
+        do = _gguf_lora if lora else _gguf
+        made = do(source, settings, reporter, output, dry_run)
+    release_memory()
+    return replace(made, seconds=time.perf_counter() - started)
+
+
+def _gguf(source: Source, settings: Settings, reporter: Reporter, output: Path | None, dry_run: bool) -> Made:
+    """Merge and quantize."""
+    from twin.gguf.make import foresee, make
+
+    paths, base, family = source.paths, source.base, source.family
+    targets = {name.lower(): output or paths.gguf(name.lower()) for name in settings.gguf.quantization}
     if dry_run:
-        would = foresee(base.folder, paths.root, family, targets, settings.gguf.llama_cpp, reporter)
-        return Made(paths, tuple(would["files"]), time.perf_counter() - started, would["seconds"])
+        would = foresee(base.folder, source.folder, family, targets, settings.gguf.llama_cpp, reporter)
+        return Made(paths, tuple(would["files"]), 0.0, would["seconds"])
     with files.exclusive(paths.root):
-        asked = prove.file_prompts(record, family, prove.prompts_of(record, settings))
         ids = prove.training_ids(base, family)
-        made = make(base.folder, paths.root, family, targets, asked, ids, settings.gguf.llama_cpp, reporter)
-        if output is None:
+        made = make(
+            base.folder, source.folder, family, targets, source.prompts(), ids, settings.gguf.llama_cpp, reporter
+        )
+        if output is None and source.is_run:
             for file in made:
                 about = file | {"adapter": runs.adapter_digests(paths)}
                 files.write_json(paths.gguf_record(file["quantization"]), about)
-    release_memory()
-    return Made(paths, tuple(made), time.perf_counter() - started)
+    return Made(paths, tuple(made), 0.0)
+
+
+def _gguf_lora(source: Source, settings: Settings, reporter: Reporter, output: Path | None, dry_run: bool) -> Made:
+    """Write the adapter alone."""
+    from twin.gguf import adapter_file
+    from twin.gguf.delta import open_adapter
+
+    paths, opened = source.paths, open_adapter(source.folder)
+    target = output or paths.adapter_gguf
+    if dry_run:
+        adapter_file.products(source.base.folder, opened)
+        return Made(paths, ({"gguf": str(target), "quantization": adapter_file.DTYPE},), 0.0)
+    with files.exclusive(paths.root):
+        of_the_model = next(iter(sorted(paths.root.glob("model-*.gguf"))), None)
+        made = adapter_file.make_adapter(
+            source.base.folder, opened, target, settings.gguf.llama_cpp, of_the_model, reporter
+        )
+    return Made(paths, (made,), 0.0)
 
 
 # ---------------------------------------------------------------- evaluate

@@ -148,6 +148,11 @@ class RunPaths:
         return self.root / f"model-{quantization}.json"
 
     @property
+    def adapter_gguf(self) -> Path:
+        """The adapter alone, for llama.cpp to add to a base model."""
+        return self.root / "adapter.gguf"
+
+    @property
     def modelfile(self) -> Path:
         """What ``ollama create -f`` would read."""
         return self.root / "Modelfile"
@@ -286,6 +291,11 @@ def checkpoint_step(folder: Path) -> int | None:
     """Return the optimizer step that a folder ``checkpoint-N`` is of; None where its name is another."""
     found = re.fullmatch(r"checkpoint-(\d+)", folder.name, re.ASCII)
     return int(found[1]) if found else None
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Say whether a folder is a checkpoint of a training of twin's."""
+    return (folder.parent / _CHECKPOINT_JOB).is_file() or (folder / _CHECKPOINT_DIGESTS).is_file()
 
 
 def find_checkpoint(resume_from: str | None, paths: RunPaths) -> Path | None:

@@ -370,14 +370,36 @@ def test_an_adapter_folder_without_adapter(twin):
         )
 
 
-def test_an_adapter_of_another_tool(twin):
+def test_an_adapter_of_another_tool_that_is_no_lora(twin):
     adapter("mine")
+    twin.refuses(
+        "gguf",
+        "adapters/mine",
+        exit_code=2,
+        error="'adapters/mine/adapter_config.json' is an adapter without a peft_type, and twin merges LoRA.",
+        hint="Merge it with the tool that made it, save the whole model, and name that folder as a base model.",
+    )
+
+
+def test_an_adapter_of_a_training_that_did_not_end(twin):
+    folder = adapter("mine")
+    (folder / "learned.json").write_text("{}", "utf-8")
     twin.refuses(
         "gguf",
         "adapters/mine",
         exit_code=2,
         error="There is no run.json in 'adapters/mine'.",
         hint="Train with twin, which writes it: twin train",
+    )
+    (folder / "learned.json").unlink()
+    (folder / "digests.json").write_text("{}", "utf-8")
+    twin.refuses(
+        "gguf",
+        "adapters/mine",
+        exit_code=2,
+        error="'adapters/mine' is a checkpoint of a training of twin's that did not end, so nothing tells its system "
+        "prompt.",
+        hint="Let it end: twin train --resume-from auto",
     )
 
 

@@ -197,6 +197,12 @@ def test_a_tied_model_where_one_changes_alone(tmp_path, form):
     assert torch.allclose(answers, tuned.logits, rtol=1e-4, atol=1e-4) == untied, "then why refuse it?"
 
 
+def test_a_checkpoint_without_an_output_layer_is_tied_whatever_is_said(tmp_path):
+    tuned = small.tune(tmp_path, "llama", tied=True, target_modules=["q_proj", "embed_tokens"])
+    with pytest.raises(UsageError, match="has one tensor for embedding and output"):
+        merged(tuned, tied=False)
+
+
 def test_the_hint_for_tied_models_works(tmp_path):
     """With the output layer saved beside the embedding, the same adapter merges into what PEFT answers."""
     tuned = small.tune(tmp_path, "llama", tied=True, target_modules=["q_proj", "embed_tokens"])
@@ -392,6 +398,7 @@ def test_an_adapter_that_does_nothing(tmp_path):
         tensors[f"{PREFIX}{LAYER}.lora_{half}.weight"].zero_()
         refused(write(tmp_path / half, tensors), "changes nothing: all of it is zero", kind=GateError)
     refused(write(tmp_path / "none", {}), "changes nothing", kind=GateError)
+    refused(write(tmp_path / "alpha", halves(), lora_alpha=0), "changes nothing", kind=GateError)
     other = halves("model.layers.1.self_attn.q_proj")
     shapes = BASE | {"model.layers.1.self_attn.q_proj.weight": (6, 5)}
     assert len(delta.open_adapter(write(tmp_path / "one", tensors | other)).bind(shapes, False)) == 2
@@ -419,21 +426,36 @@ def test_tensors_that_belong_to_nothing(tmp_path):
     )
 
 
+HEAD = {"lm_head.weight": (8, 5)}
+
+
 def test_trained_weights_of_another_shape(tmp_path):
     name = "model.embed_tokens.weight"
     folder = write(tmp_path / "a", {f"{PREFIX}{name}": torch.ones(9, 5)})
-    refused(folder, "vocabulary of 9 tokens, and .* has 8", {name: (8, 5)}, hint="--base")
-    refused(folder, r"is \[9, 5\] and does not fit .*, which is \[9, 4\]", {name: (9, 4)})
+    refused(folder, "vocabulary of 9 tokens, and .* has 8", {name: (8, 5), **HEAD}, hint="--base")
+    refused(folder, r"is \[9, 5\] and does not fit .*, which is \[9, 4\]", {name: (9, 4), **HEAD})
     tokens = {f"{PREFIX}model.embed_tokens.token_adapter.trainable_tokens_delta": torch.ones(2, 5)}
     for told in ([1, 8], [-1, 2], ["1", 2], [True, 2], None, {"lm_head": [1, 2]}, 3):
-        refused(write(tmp_path / "b", tokens, trainable_token_indices=told), "are no rows of the base", {name: (8, 5)})
+        refused(
+            write(tmp_path / "b", tokens, trainable_token_indices=told),
+            "are no rows of the base",
+            {name: (8, 5), **HEAD},
+        )
     for told in ([1], [1, 1], [1, 2, 3]):
-        refused(write(tmp_path / "b", tokens, trainable_token_indices=told), "is .* and not .* rows of", {name: (8, 5)})
+        refused(
+            write(tmp_path / "b", tokens, trainable_token_indices=told),
+            "is .* and not .* rows of",
+            {name: (8, 5), **HEAD},
+        )
     both = tokens | {
         f"{PREFIX}model.embed_tokens.lora_embedding_{half}": torch.ones(shape)
         for half, shape in (("A", (2, 8)), ("B", (5, 2)))
     }
-    refused(write(tmp_path / "c", both, trainable_token_indices=[1, 2]), "a module that has a LoRA too", {name: (8, 5)})
+    refused(
+        write(tmp_path / "c", both, trainable_token_indices=[1, 2]),
+        "a module that has a LoRA too",
+        {name: (8, 5), **HEAD},
+    )
 
 
 ODD_VALUES = [
@@ -442,7 +464,6 @@ ODD_VALUES = [
     ({"r": 2.5}, "odd r"),
     ({"r": None}, "odd r"),
     ({"lora_alpha": "4"}, "odd lora_alpha"),
-    ({"lora_alpha": float("nan")}, "odd lora_alpha"),
     ({"rank_pattern": [1]}, "odd rank_pattern"),
     ({"rank_pattern": {"q": 0}}, "odd rank_pattern: 0"),
     ({"alpha_pattern": {"q": None}}, "odd alpha_pattern"),
@@ -468,9 +489,9 @@ def test_files_that_are_not_there_or_not_whole(tmp_path):
     refused(folder, "does not exist")
     (folder / "adapter_model.bin").write_bytes(b"")
     refused(folder, "as a pickle, which is not loaded", hint="save_pretrained")
-    for bad in ("", "[]", "{", "[" * 100_000, "\ufeff{}"):
+    for bad in ("", "[]", "{", "[" * 100_000, "\ufeff{}", '{"r": NaN}'):
         (folder / delta.CONFIG).write_text(bad)
-        refused(folder, "is no JSON object")
+        refused(folder, "is not JSON|should hold a JSON object")
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", "There is no adapter_config.json", hint="a training wrote")
 
@@ -496,3 +517,35 @@ def test_it_needs_no_heavy_library():
     code = f"import sys, twin.gguf.delta; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize(
+    ("tied", "edit", "told"),
+    [
+        (False, {}, False),
+        (True, {}, True),
+        (False, {"tie_word_embeddings": True}, False),  # stored apart, and different
+        (False, {"tie_word_embeddings": None}, False),
+    ],
+)
+def test_shapes_of_a_base_and_whether_it_is_tied(tmp_path, tied, edit, told):
+    base = small.save_small(tmp_path / "base", "llama", tied)
+    config = json.loads((base / "config.json").read_text()) | edit
+    (base / "config.json").write_text(json.dumps(config))
+    shapes, is_tied = delta.base_shapes(base)
+    assert (shapes, is_tied) == (shapes_of(small.load(base)), told)
+    assert ("lm_head.weight" in shapes) == (not tied)
+
+
+def test_an_output_layer_stored_apart_that_equals_the_embedding(tmp_path):
+    base = small.save_small(tmp_path / "base", "llama", tied=True)
+    tensors = small.load(base)
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
+    save_file(tensors, base / "model.safetensors")
+    assert delta.base_shapes(base)[1]
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": False}))
+    assert not delta.base_shapes(base)[1]
+    (base / "model.safetensors").write_bytes(b"x")
+    with pytest.raises(UsageError, match="no whole safetensors"):
+        delta.base_shapes(base)

@@ -1,6 +1,6 @@
 """An adapter as what it does to each tensor of its base's checkpoint, so that a merge needs one tensor at a time.
 
-Not obvious: a child process imports this in half a second, so there is torch, numpy and safetensors here and no PEFT.
+Not obvious: a child process imports this quickly, so there is torch and safetensors here and no PEFT.
 What PEFT does with an adapter at run time is the measure: the tests hold each form against its ``merge_and_unload``.
 Everything read is untrusted: nothing is unpickled, each tensor is used exactly once or refused by name.
 Imported late: torch is at the top.
@@ -11,7 +11,6 @@ Forms: LoRA (https://arxiv.org/abs/2106.09685), rsLoRA (https://arxiv.org/abs/23
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from twin.errors import GateError, UsageError, file_errors
+from twin.files import read_json
 from twin.foreign import bounded, one_line
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -76,6 +76,25 @@ Step = Callable[[Tensor, int, int], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
+class Product:
+    """The two halves of a LoRA on one tensor.
+
+    Args:
+        a: the name of A, ``[rank, in]``, in the adapter's file.
+        b: the name of B, ``[out, rank]``.
+        scale: what B·A is multiplied by.
+        turned: the weight stands ``[in, out]``.
+        embedding: the weight is an embedding, ``[vocabulary, width]``: A is ``[rank, vocabulary]``.
+    """
+
+    a: str
+    b: str
+    scale: float
+    turned: bool
+    embedding: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Merged:
     """What an adapter makes of one tensor.
 
@@ -83,11 +102,15 @@ class Merged:
         steps: each takes float32 rows and where they begin and end, and returns new ones.
         rowwise: rows may be asked for in blocks; otherwise all at once (``start`` 0, ``stop`` the number of rows).
         shape: the tensor's.
+        parts: what it is made of, by form (``LoRA``, ``DoRA``, ``trained weights``): names of tensors in the adapter.
+        product: the LoRA among them, if any.
     """
 
     steps: tuple[Step, ...]
     rowwise: bool
     shape: tuple[int, ...]
+    parts: Mapping[str, str] = field(default_factory=dict)
+    product: Product | None = None
 
     def rows(self, weight: Tensor, start: int, stop: int) -> Tensor:
         """Return rows of the merged tensor in float32; those that came are left as they are.
@@ -149,7 +172,8 @@ class Adapter:
         Args:
             shapes: names and shapes of all tensors of the checkpoint: ``[out, in]``, or ``[in, out]`` where its
                 layers are GPT-2's ``Conv1D``.
-            tied: the output layer is the embedding (``tie_word_embeddings``).
+            tied: the output layer is the embedding (see ``base_shapes``); so it is, whatever is said, where the
+                checkpoint has none. Older configurations leave ``tie_word_embeddings`` out where it is the default.
 
         Raises:
             UsageError: a tensor of the adapter that has no place in this base; what a merge can't hold.
@@ -198,22 +222,47 @@ def open_adapter(folder: Path) -> Adapter:
     return adapter
 
 
+def base_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], bool]:
+    """Return names and shapes of a checkpoint's tensors, and whether its output layer is its embedding.
+
+    Two that are stored apart are one all the same where they are equal and the configuration does not say otherwise:
+    transformers ties them then, and llama.cpp reads one of them for some architectures.
+
+    Raises:
+        UsageError: its files are not whole.
+    """
+    shapes: dict[str, tuple[int, ...]] = {}
+    places: dict[str, Path] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        try:
+            with file_errors(path, "read"), safe_open(path, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - it is no mapping
+                    shapes[name], places[name] = tuple(tensors.get_slice(name).get_shape()), path
+        except SafetensorError:
+            raise UsageError(f"'{path}' is no whole safetensors file.", "Fetch or copy the base model again.") from None
+
+    def load(name: str) -> Tensor:
+        with safe_open(places[name], framework="pt") as tensors:
+            return tensors.get_tensor(name)
+
+    heads = [name for name in shapes if _is_head(name)]
+    inputs = [name for name in shapes if is_embedding(name)]
+    if not heads or not inputs:
+        return shapes, not heads
+    told = read_json(folder / "config.json").get("tie_word_embeddings")
+    same = shapes[heads[0]] == shapes[inputs[0]] and told is not False
+    return shapes, same and bool(torch.equal(load(heads[0]), load(inputs[0])))
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG
     if folder.is_dir() and not path.is_file():
-        below = sorted(other.parent for other in folder.glob(f"*/{CONFIG}"))
-        if below:
-            raise UsageError(f"There is no {CONFIG} in '{folder}'.", f"There is one in '{below[-1]}': name that.")
+        below = [other.parent for other in folder.glob(f"*/{CONFIG}")]
+        if below:  # a trainer's checkpoints, or PEFT's folder for an adapter with a name
+            last = max(below, key=lambda path: (int(re.sub(r"[^0-9]", "", path.name)[-18:] or 0), path.name))
+            raise UsageError(f"There is no {CONFIG} in '{folder}'.", f"There is one in '{last}': name that.")
         raise UsageError(f"There is no {CONFIG} in '{folder}'.", "Name the folder that a training wrote it to.")
-    with file_errors(path, "read"):
-        text = path.read_text("utf-8")
-    try:
-        config = json.loads(text)
-    except (ValueError, RecursionError):
-        config = None
-    if not isinstance(config, dict):
-        raise UsageError(f"'{path}' is no JSON object.", _COPY_AGAIN)
-    return config
+    return read_json(path)
 
 
 def _check_config(path: Path, config: Mapping[str, Any]) -> None:
@@ -282,6 +331,8 @@ def _acts(adapter: Adapter, names: Mapping[str, str]) -> bool:
     """Say whether a module's tensors may change the base: a product of which one half is zero does not."""
     if names.keys() & {"weight", "bias", "lora_magnitude_vector", "trainable_tokens_delta"}:
         return True
+    if not adapter.config["lora_alpha"] and not adapter.config.get("alpha_pattern"):
+        return False
     for together in (("lora_A.weight", "lora_B.weight"), ("lora_embedding_A", "lora_embedding_B"), ("lora_B.bias",)):
         here = [names[part] for part in together if part in names]
         if here and (len(here) < len(together) or all(bool(adapter.tensors.get_tensor(name).any()) for name in here)):
@@ -304,7 +355,8 @@ class _Binding:
     """One adapter on one base."""
 
     def __init__(self, adapter: Adapter, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
-        self.adapter, self.shapes, self.tied = adapter, {name: tuple(shape) for name, shape in shapes.items()}, tied
+        self.adapter, self.shapes = adapter, {name: tuple(shape) for name, shape in shapes.items()}
+        self.tied = tied or not any(map(_is_head, shapes))  # a checkpoint without an output layer has it tied
         self.ends: dict[str, list[str]] = {}
         for name in shapes:
             self.ends.setdefault(_end(name), []).append(name)
@@ -316,7 +368,7 @@ class _Binding:
         found: dict[str, Merged] = {}
         for module, parts in modules.items():
             for name, merged in self.module(module, dict(parts)):
-                for each in [name, *(copies if _last(name) in _EMBEDDINGS else [])]:
+                for each in [name, *(copies if is_embedding(name) else [])]:
                     if each in found:
                         raise UsageError(
                             f"Two modules of the adapter in '{self.adapter.folder}' are '{shown(each)}' of the base.",
@@ -327,31 +379,29 @@ class _Binding:
 
     def module(self, module: str, left: dict[str, str]) -> list[tuple[str, Merged]]:
         """Return what a module's tensors make of the base's weight and bias; each of them is taken out of ``left``."""
+        lora = self.lora(module, left)
         done = []
-        lora = self.steps_of_lora(module, left)
         for part in ("weight", "bias"):
-            steps: list[tuple[Step, bool]] = []
-            name = ""
+            name, more = lora.get(part, ("", Merged((), True, ())))
+            steps, rowwise, parts = list(more.steps), more.rowwise, dict(more.parts)
             if whole := left.pop(part, None):
                 name = self.place(f"{module}.{part}", whole)
-                steps.append((self.whole(name, whole), True))
-            if part in lora:
-                name, more = lora[part]
-                steps += more
+                steps.insert(0, self.whole(name, whole))
+                parts["trained weights"] = whole
             if part == "weight" and (tokens := left.pop("trainable_tokens_delta", None)):
                 if lora:
                     raise UsageError(f"'{shown(tokens)}' is for a module that has a LoRA too.", _BY_PEFT)
                 name = self.place(f"{module}.weight", tokens)
-                steps.append((self.tokens(module, name, tokens), True))
+                steps.append(self.tokens(module, name, tokens))
+                parts["trained tokens"] = tokens
             if steps:
-                rowwise = all(one for _, one in steps)
-                done.append((name, Merged(tuple(step for step, _ in steps), rowwise, self.shapes[name])))
+                done.append((name, Merged(tuple(steps), rowwise, self.shapes[name], parts, more.product)))
         if left:
             raise UsageError(f"'{shown(next(iter(left.values())))}' belongs to nothing in the adapter.", _COPY_AGAIN)
         return done
 
-    def steps_of_lora(self, module: str, left: dict[str, str]) -> dict[str, tuple[str, list[tuple[Step, bool]]]]:
-        """Return the steps of a module's LoRA, for its weight and for its bias, with the base's names of these."""
+    def lora(self, module: str, left: dict[str, str]) -> dict[str, tuple[str, Merged]]:
+        """Return what a module's LoRA makes of its weight and its bias, with the base's names of these."""
         config = self.adapter.config
         bias, magnitude = left.pop("lora_B.bias", None), left.pop("lora_magnitude_vector", None)
         halves = [part for part in left if part.startswith("lora_")]
@@ -370,11 +420,13 @@ class _Binding:
         kind = "lora_embedding_{}" if embedding else "lora_{}.weight"
         a, b = (left.pop(kind.format(half), None) for half in "AB")
         name = self.place(f"{module}.weight", a or b or left[halves[0]])
-        step, turned = self.low_rank(module, name, a, b, embedding)
-        steps = [(step, True)]
+        product = self.product(module, name, a, b, embedding)
+        steps, parts = [self.low_rank(product)], {"LoRA": product.a}
         if magnitude:
-            steps.append((self.magnitude(name, magnitude, turned), not turned))
-        done = {"weight": (name, steps)}
+            steps.append(self.magnitude(name, magnitude, product.turned))
+            parts["DoRA"] = magnitude
+        rowwise = not (magnitude and product.turned)
+        done = {"weight": (name, Merged(tuple(steps), rowwise, self.shapes[name], parts, product))}
         if bias:
             done["bias"] = self.lora_bias(module, bias)
         return done
@@ -383,7 +435,7 @@ class _Binding:
         """Weights that were trained themselves take the place of the base's."""
         shape, base = self.shape_of(tensor), self.shapes[name]
         if shape != base:
-            if shape[1:] == base[1:] and _last(name) in (*_EMBEDDINGS, *_HEADS):
+            if shape[1:] == base[1:] and (_is_head(name) or is_embedding(name)):
                 raise UsageError(
                     f"The adapter in '{self.adapter.folder}' was trained on a vocabulary of {shape[0]} tokens, and "
                     f"the base model's '{shown(name)}' has {base[0]}.",
@@ -425,7 +477,7 @@ class _Binding:
             (load(tensor).float().view(-1, 1)[start:stop] / rows.norm(dim=1, keepdim=True)) * rows
         )
 
-    def lora_bias(self, module: str, tensor: str) -> tuple[str, list[tuple[Step, bool]]]:
+    def lora_bias(self, module: str, tensor: str) -> tuple[str, Merged]:
         """The bias of B, which is added to the layer's own."""
         name = self.find(f"{module}.bias", tensor)
         if name is None:
@@ -433,7 +485,8 @@ class _Binding:
         if self.shape_of(tensor) != self.shapes[name]:
             raise self.wrong(tensor, name)
         (_, scale), load = self.scale(module), self.adapter.tensors.get_tensor
-        return name, [(lambda rows, start, stop: rows + scale * load(tensor)[start:stop].float(), True)]
+        step: Step = lambda rows, start, stop: rows + scale * load(tensor)[start:stop].float()  # noqa: E731
+        return name, Merged((step,), True, self.shapes[name], {"the bias of B": tensor})
 
     def untie(self, modules: dict[str, dict[str, str]]) -> list[str]:
         """Take the output layer out of ``modules`` where the base has one tensor for it and the embedding.
@@ -447,8 +500,8 @@ class _Binding:
         Raises:
             UsageError: the two are not changed alike.
         """
-        heads = [name for name in modules if _last(f"{name}.weight") in _HEADS]
-        inputs = [name for name in modules if _last(f"{name}.weight") in _EMBEDDINGS]
+        heads = [name for name in modules if _is_head(f"{name}.weight")]
+        inputs = [name for name in modules if is_embedding(f"{name}.weight")]
         above = dict(modules[heads[0]]) if heads else {}
         below = dict(modules[inputs[0]]) if inputs else {}
         ensured = bool(self.adapter.config.get("ensure_weight_tying"))
@@ -469,7 +522,7 @@ class _Binding:
                 "embedding and output layer.",
                 "Save the base once with tie_word_embeddings=False and its output layer, and name that: --base DIR",
             )
-        return [name for name in self.shapes if _last(name) in _HEADS and name.endswith(".weight")]
+        return [name for name in self.shapes if _is_head(name)]
 
     def tied_alike(self, above: Mapping[str, str], below: Mapping[str, str]) -> bool:
         """Say whether the output layer's tensors are the embedding's, as ``ensure_weight_tying`` writes them."""
@@ -531,8 +584,8 @@ class _Binding:
             _OTHER_BASE,
         )
 
-    def low_rank(self, module: str, name: str, a: str | None, b: str | None, embedding: bool) -> tuple[Step, bool]:
-        """Return the step that adds B·A, and whether the weight stands turned: ``[in, out]``."""
+    def product(self, module: str, name: str, a: str | None, b: str | None, embedding: bool) -> Product:
+        """Return the halves of a LoRA once they fit each other, the rank that is told, and the base's weight."""
         if a is None or b is None:
             raise UsageError(f"'{shown(a or b)}' has no other half in the adapter.", _COPY_AGAIN)
         rank, scale = self.scale(module)
@@ -544,15 +597,29 @@ class _Binding:
         turned = shape == (a_shape[1], b_shape[0])
         if not plain and not turned:
             raise self.wrong(a if a_shape[1] not in shape else b, name)
-        load = self.adapter.tensors.get_tensor
-        if plain and not (turned and self.transposed):
-            return lambda rows, start, stop: rows + scale * (load(b)[start:stop].float() @ load(a).float()), False
-        return lambda rows, start, stop: rows + scale * (load(a)[:, start:stop].float().T @ load(b).float().T), True
+        return Product(a, b, scale, not plain or (turned and self.transposed), embedding)
+
+    def low_rank(self, product: Product) -> Step:
+        """B·A, and its transpose where the weight stands turned."""
+        load, a, b, scale = self.adapter.tensors.get_tensor, product.a, product.b, product.scale
+        if product.turned:
+            return lambda rows, start, stop: rows + scale * (load(a)[:, start:stop].float().T @ load(b).float().T)
+        return lambda rows, start, stop: rows + scale * (load(b)[start:stop].float() @ load(a).float())
 
 
 def _last(tensor: str) -> str:
     """Return the name of the module that a tensor belongs to."""
     return tensor.split(".")[-2] if "." in tensor else ""
+
+
+def is_embedding(tensor: str) -> bool:
+    """Say whether a tensor is an input embedding's weight."""
+    return _last(tensor) in _EMBEDDINGS and tensor.endswith(".weight")
+
+
+def _is_head(tensor: str) -> bool:
+    """Say whether a tensor is the output layer's weight."""
+    return _end(tensor) in {f"{name}.weight" for name in _HEADS}
 
 
 def _ends(module: str, wanted: object) -> bool:
