@@ -45,6 +45,8 @@ EXCEPTIONS = {(taker, "templates") for taker in ("training", "gguf", "ollama", "
 # Modules with a heavy import at their top: themselves imported late, inside the function that needs them.
 LATE = {
     "twin.gguf.check",
+    "twin.gguf.ggml",
+    "twin.gguf.imatrix",
     "twin.gguf.merge",
     "twin.gguf.quantize",
     "twin.gguf_checkpoint",
