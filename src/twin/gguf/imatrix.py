@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ Floats = npt.NDArray[np.float32]
 # Tokens of a pass, and of the longest row: what is beyond a context of this size is left out.
 _BATCH = 512
 _CONTEXT = 2048
+_ROWS = 64  # of one context
 _PLAIN, _CHOSEN = b"MUL_MAT", b"MUL_MAT_ID"  # of one weight, and of the experts that a token chose
 _LAST = b"result_norm"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
@@ -81,28 +82,42 @@ def gather(gguf: Path, sequences: Sequence[Sequence[int]], reporter: Reporter) -
     if not rows:
         raise UsageError("There is no row to gather an importance matrix from.", "Make some: twin export")
     collector = _Collector()
-    total = sum(map(len, rows))
+    room = max(_BATCH, *map(len, rows))
     with (
         open_gguf(gguf, num_ctx=_BATCH) as model,
-        reporter.task("Gathering the importance matrix", total) as task,
-        _Context(model.model.model, collector, max(map(len, rows))) as context,
+        reporter.task("Gathering the importance matrix", sum(map(len, rows))) as task,
+        _Context(model.model.model, collector, room) as context,
     ):
-        for row in rows:
+        for together in _packed(rows, room):
             context.clear()
-            for start in range(0, len(row), _BATCH):
-                context.decode(row[start : start + _BATCH], start)
-                task.advance(min(_BATCH, len(row) - start))
+            places = [(token, at, number) for number, row in enumerate(together) for at, token in enumerate(row)]
+            for start in range(0, len(places), _BATCH):
+                context.decode(places[start : start + _BATCH])
+                task.advance(len(places[start : start + _BATCH]))
     return collector.means()
+
+
+def _packed(rows: Iterable[list[int]], room: int) -> Iterator[list[list[int]]]:
+    """Yield rows that a context of ``room`` tokens holds beside one another: a pass for each short one costs thrice."""
+    together: list[list[int]] = []
+    for row in rows:
+        if together and (sum(map(len, together)) + len(row) > room or len(together) == _ROWS):
+            yield together
+            together = []
+        together.append(row)
+    yield together
 
 
 class _Context:
     """A context of its own beside the one of the open model, with a collector in it."""
 
-    def __init__(self, model: Any, collector: _Collector, longest: int) -> None:
+    def __init__(self, model: Any, collector: _Collector, room: int) -> None:
         self._collector = collector
         self._callback = llama_cpp.ggml_backend_sched_eval_callback(collector)  # has to live as long as the context
         parameters = llama_cpp.llama_context_default_params()
-        parameters.n_ctx = longest
+        parameters.n_ctx = room
+        parameters.n_seq_max = _ROWS
+        parameters.kv_unified = True  # each row may take all of the room
         parameters.n_batch = parameters.n_ubatch = _BATCH
         parameters.n_threads = psutil.cpu_count(logical=False) or 2
         parameters.n_threads_batch = psutil.cpu_count() or 2
@@ -122,15 +137,16 @@ class _Context:
     def clear(self) -> None:
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
 
-    def decode(self, ids: Sequence[int], start: int) -> None:
+    def decode(self, places: Sequence[tuple[int, int, int]]) -> None:
+        """Compute tokens, each with its place in its row and the row's number."""
         batch = self._batch
-        batch.n_tokens = len(ids)
-        for place, token in enumerate(ids):
-            batch.token[place] = token
-            batch.pos[place] = start + place
-            batch.n_seq_id[place] = 1
-            batch.seq_id[place][0] = 0
-            batch.logits[place] = True  # else the last block computes only what is asked for
+        batch.n_tokens = len(places)
+        for at, (token, place, number) in enumerate(places):
+            batch.token[at] = token
+            batch.pos[at] = place
+            batch.n_seq_id[at] = 1
+            batch.seq_id[at][0] = number
+            batch.logits[at] = True  # else the last block computes only what is asked for
         failed = llama_cpp.llama_decode(self._context, batch)
         if self._collector.error is not None:
             raise self._collector.error
