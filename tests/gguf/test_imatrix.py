@@ -207,12 +207,9 @@ def test_the_library_quantizes_by_it_as_ggml_does_by_its_rows(tmp_path, plain, g
     name = "blk.1.attn_q.weight"
     values = small_file.weights()[name]
     assert tensors[name].tensor_type == GGMLQuantizationType.Q4_K
-    chunk = ggml.BASE.ggml_quantize_chunk
-    chunk.restype, chunk.argtypes = ctypes.c_size_t, [
-        ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p
-    ]  # fmt: skip
     made = np.zeros_like(tensors[name].data)
     row = imatrix.weights(gathered, name, values.shape[1])
+    chunk = ggml.BASE.ggml_quantize_chunk
     chunk(GGMLQuantizationType.Q4_K, values.ctypes.data, made.ctypes.data, 0, *values.shape, row.ctypes.data)
     assert (made == tensors[name].data).all()
     assert not (made == without[name].data).all()

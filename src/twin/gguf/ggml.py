@@ -27,6 +27,11 @@ def _library() -> Any:
         ("ggml_nbytes", ctypes.c_size_t, [ctypes.c_void_p]),
         ("ggml_op_desc", ctypes.c_char_p, [ctypes.c_void_p]),
         ("ggml_backend_tensor_get", None, [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t]),
+        (
+            "ggml_quantize_chunk",
+            ctypes.c_size_t,
+            [ctypes.c_int, *[ctypes.c_void_p] * 2, *[ctypes.c_int64] * 3, ctypes.c_void_p],
+        ),
         ("ggml_quantize_requires_imatrix", ctypes.c_bool, [ctypes.c_int]),
         ("ggml_validate_row_data", ctypes.c_bool, [ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t]),
     ):
