@@ -49,6 +49,8 @@ LATE = {
     "twin.gguf.delta",
     "twin.gguf.lazy",
     "twin.gguf.mlx",
+    "twin.gguf.ggml",
+    "twin.gguf.imatrix",
     "twin.gguf.quantize",
     "twin.gguf_checkpoint",
     "twin.llama",

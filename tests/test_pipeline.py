@@ -355,7 +355,7 @@ class TestCheck:
 
     def test_accepts_the_ids_of_training(self, project, probes):
         said = self.check(project, load_family("chatml"), probes)
-        assert set(said) == {"template", "input_ids", "end_token", "tensors", "answer"}
+        assert set(said) == {"template", "vocabulary", "input_ids", "end_token", "tensors", "answer"}
         assert said["input_ids"] == "3 prompts, the ids of training"
 
     @pytest.mark.parametrize(

@@ -18,13 +18,20 @@ import numpy.typing as npt
 import psutil
 
 from twin.errors import StepError, UsageError
+from twin.foreign import bounded, one_line
 
 Floats = npt.NDArray[np.float32]
 
 
+_ERROR = 4  # ggml.h, enum ggml_log_level
+_errors: list[str] = []
+
+
 @llama_cpp.llama_log_callback
 def _silent(level: int, text: bytes, data: ctypes.c_void_p) -> None:
-    """Drop llama.cpp's log: what matters comes back as a return code."""
+    """Keep errors and drop the rest: what matters comes back as a return code, but not which tensor is wrong."""
+    if level == _ERROR:
+        _errors.append(bounded(one_line(text.decode("utf-8", "replace")), 200))
 
 
 def silence() -> None:
@@ -51,12 +58,17 @@ class Gguf:
     def control_tokens(self) -> list[str]:
         """Return the texts of the tokens that are no text."""
         vocabulary = llama_cpp.llama_model_get_vocab(self.model.model)
-        marks = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
         return [
             llama_cpp.llama_vocab_get_text(vocabulary, token).decode("utf-8", "replace")
             for token in range(self.model.n_vocab())
-            if llama_cpp.llama_vocab_get_attr(vocabulary, token) & marks
+            if self.is_control(token)
         ]
+
+    def is_control(self, token: int) -> bool:
+        """Say whether a token is no text."""
+        marks = llama_cpp.LLAMA_TOKEN_ATTR_CONTROL | llama_cpp.LLAMA_TOKEN_ATTR_USER_DEFINED
+        vocabulary = llama_cpp.llama_model_get_vocab(self.model.model)
+        return bool(0 <= token < self.model.n_vocab() and llama_cpp.llama_vocab_get_attr(vocabulary, token) & marks)
 
     def bos_and_eos(self) -> tuple[str, str, bool]:
         """Return the texts of BOS and EOS, empty where there is none, and whether the vocabulary adds BOS."""
@@ -220,6 +232,7 @@ def open_gguf(path: Path, num_ctx: int = 4096, vocab_only: bool = False) -> Iter
         StepError: llama.cpp can't open it.
     """
     silence()
+    _errors.clear()
     try:
         model = llama_cpp.Llama(
             str(path),
@@ -231,7 +244,8 @@ def open_gguf(path: Path, num_ctx: int = 4096, vocab_only: bool = False) -> Iter
             n_threads_batch=psutil.cpu_count() or 2,
         )
     except (ValueError, RuntimeError, OSError) as error:
-        raise StepError(f"'{path}' can't be opened as a model: {error}.", "Make it again: twin gguf") from None
+        said = _errors[0].rpartition("error loading model: ")[2] if _errors else str(error)
+        raise StepError(f"'{path}' can't be opened as a model: {said}.", "Make it again: twin gguf") from None
     try:
         yield Gguf(model)
     finally:

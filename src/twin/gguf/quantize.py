@@ -18,9 +18,9 @@ from typing import Any
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
-from llama_cpp._ctypes_extensions import load_shared_library
 
 from twin.errors import StepError, UsageError, nearest
+from twin.gguf.ggml import BASE
 
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
@@ -55,33 +55,15 @@ def check_names(names: Sequence[str]) -> list[str]:
 
 
 @cache
-def _library() -> Any:
-    """Return ggml's base library, which lies beside llama_cpp."""
-    library = load_shared_library("ggml-base", Path(llama_cpp.__file__).parent / "lib")
-    integer, big, pointer = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-    for name, result, arguments in (
-        ("ggml_type_name", ctypes.c_char_p, [integer]),
-        ("ggml_row_size", ctypes.c_size_t, [integer, big]),
-        ("ggml_quantize_init", None, [integer]),
-        ("ggml_quantize_requires_imatrix", ctypes.c_bool, [integer]),
-        ("ggml_quantize_chunk", ctypes.c_size_t, [integer, pointer, pointer, big, big, big, pointer]),
-        ("ggml_validate_row_data", ctypes.c_bool, [integer, pointer, ctypes.c_size_t]),
-    ):
-        function = getattr(library, name)
-        function.restype, function.argtypes = result, arguments
-    return library
-
-
-@cache
 def type_numbers() -> dict[str, int]:
     """Return ggml's number of each tensor type, by its name."""
-    names = {number: _library().ggml_type_name(number) for number in range(llama_cpp.GGML_TYPE_COUNT)}
+    names = {number: BASE.ggml_type_name(number) for number in range(llama_cpp.GGML_TYPE_COUNT)}
     return {name.decode(): number for number, name in names.items() if name}
 
 
 def row_bytes(kind: int, length: int) -> int:
     """Return the bytes of a row of ``length`` values in type ``kind``."""
-    return int(_library().ggml_row_size(kind, length))
+    return int(BASE.ggml_row_size(kind, length))
 
 
 def default_parameters() -> Any:
@@ -142,13 +124,12 @@ class Quantizer:
     def __init__(self, tensor: str, kind: int, length: int, rows_per_expert: int, imatrix: Floats | None) -> None:
         self.tensor, self.kind, self.length, self.rows_per_expert = tensor, kind, length, rows_per_expert
         self.imatrix = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
-        library = _library()
-        if self.imatrix is None and library.ggml_quantize_requires_imatrix(kind):
+        if self.imatrix is None and BASE.ggml_quantize_requires_imatrix(kind):
             raise UsageError(
                 f"The type of '{tensor}' needs an importance matrix.",
                 "Leave twin its held-out or training rows, or try -q q3_k_m.",
             )
-        library.ggml_quantize_init(kind)
+        BASE.ggml_quantize_init(kind)
 
     def rows(self, values: Floats, first: int) -> Bytes:
         """Return the bytes of rows, of one expert.
@@ -160,15 +141,12 @@ class Quantizer:
         Raises:
             StepError: the library's own check finds values in them that are no numbers.
         """
-        library = _library()
         made = np.empty(len(values) * row_bytes(self.kind, self.length), np.uint8)
         weights = None
         if self.imatrix is not None:
             weights = self.imatrix[first // self.rows_per_expert * self.length :].ctypes.data
-        library.ggml_quantize_chunk(
-            self.kind, values.ctypes.data, made.ctypes.data, 0, len(values), self.length, weights
-        )
-        if not library.ggml_validate_row_data(self.kind, made.ctypes.data, made.nbytes):
+        BASE.ggml_quantize_chunk(self.kind, values.ctypes.data, made.ctypes.data, 0, len(values), self.length, weights)
+        if not BASE.ggml_validate_row_data(self.kind, made.ctypes.data, made.nbytes):
             raise StepError(
                 f"'{self.tensor}' has values that are no numbers once quantized.",
                 "The adapter may have grown too large: train again with a lower --learning-rate.",

@@ -10,6 +10,7 @@ import struct
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from gguf import GGUFReader, GGUFValueType
 
 from twin.errors import UsageError, file_errors
@@ -34,7 +35,7 @@ class _Reader(GGUFReader):
                 at += 8 + struct.unpack_from("<Q", data, at)[0]
         else:
             at += length * self.gguf_scalar_to_np[GGUFValueType(kind)]().itemsize
-        return at - orig_offs, [], [], [GGUFValueType.ARRAY]
+        return at - orig_offs, [np.array([length], np.uint64)], [], [GGUFValueType.ARRAY]
 
 
 def open_reader(path: Path) -> GGUFReader:
@@ -51,6 +52,12 @@ def open_reader(path: Path) -> GGUFReader:
     except (ValueError, KeyError, IndexError, OSError, OverflowError, struct.error):
         pass
     raise UsageError(f"'{path}' is no GGUF, or it is cut short.", "Copy it again, or make it anew: twin gguf")
+
+
+def array_length(reader: GGUFReader, name: str) -> int:
+    """Return how many values an array of the metadata has; 0 where there is none."""
+    found = reader.get_field(name)
+    return int(found.parts[-1][0]) if found is not None and found.types[:1] == [GGUFValueType.ARRAY] else 0
 
 
 def chat_template(reader: GGUFReader) -> str:
