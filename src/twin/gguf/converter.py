@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -14,11 +15,18 @@ from twin.progress import Reporter
 
 _INSIDE = "vendor/llama.cpp"
 _SCRIPT = "convert_hf_to_gguf.py"
+LORA_SCRIPT = "convert_lora_to_gguf.py"  # lies beside it
 _SOURCES = {
     "0.3.36": PackageFile(
         project="llama-cpp-python==0.3.36",
         sha256="832db0699007f1be95a7e41ef12e88926b02ba836461e36a36372db2760c1a2e",
-        keep=(f"{_INSIDE}/{_SCRIPT}", f"{_INSIDE}/conversion/", f"{_INSIDE}/gguf-py/", f"{_INSIDE}/LICENSE"),
+        keep=(
+            f"{_INSIDE}/{_SCRIPT}",
+            f"{_INSIDE}/{LORA_SCRIPT}",
+            f"{_INSIDE}/conversion/",
+            f"{_INSIDE}/gguf-py/",
+            f"{_INSIDE}/LICENSE",
+        ),
         source=True,
     )
 }
@@ -68,16 +76,34 @@ def convert(
     Raises:
         StepError: the converter refused; its last line is in the sentence.
     """
+    arguments = [str(checkpoint), "--outtype", "f16", "--model-name", name]
+    arguments += ["--vocab-only"] if vocabulary_only else []
+    with reporter.task("Reading the vocabulary" if vocabulary_only else "Converting to GGUF"):
+        complaint = run(script, arguments, target)
+    if complaint:
+        raise StepError(
+            f"llama.cpp's converter refused the model: {complaint}.",
+            "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
+        )
+
+
+def run(script: Path, arguments: Sequence[str], target: Path) -> str:
+    """Run one of llama.cpp's converters, without our settings and tokens, and without the hub.
+
+    Args:
+        script: the converter; its own ``gguf-py`` stands beside it.
+        arguments: what it is called with besides the file to write.
+        target: that file.
+
+    Returns:
+        Its last line where it wrote nothing; empty where the file is there.
+    """
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith("TWIN_") and key != "HF_TOKEN"
     } | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(script.parent / "gguf-py")}
-    command = [sys.executable, str(script), str(checkpoint), "--outfile", str(target), "--outtype", "f16"]
-    command += ["--model-name", name, *(["--vocab-only"] if vocabulary_only else [])]
-    with reporter.task("Reading the vocabulary" if vocabulary_only else "Converting to GGUF"):
-        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
-    if done.returncode or not target.is_file():
-        lines = [line for line in done.stderr.splitlines() if line.strip()]
-        raise StepError(
-            f"llama.cpp's converter refused the model: {lines[-1].strip() if lines else 'it said nothing'}.",
-            "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
-        )
+    command = [sys.executable, str(script), *arguments, "--outfile", str(target)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if done.returncode == 0 and target.is_file():
+        return ""
+    lines = [line for line in done.stderr.splitlines() if line.strip()]
+    return lines[-1].strip().rstrip(".") if lines else "it said nothing"
