@@ -142,7 +142,9 @@ class Gguf:
         """
         adapter = llama_cpp.llama_adapter_lora_init(self.model.model, str(path).encode())
         if not adapter:
-            raise StepError(f"'{path}' can't be opened as an adapter of this model.", "Make it again: twin gguf --lora")
+            raise StepError(
+                f"'{path}' can't be opened as an adapter of this model.", "Was it made for this base model?"
+            )
         try:
             self._apply((llama_cpp.llama_adapter_lora_p_ctypes * 1)(adapter), (ctypes.c_float * 1)(scale))
             yield

@@ -69,6 +69,7 @@ def make(
                 target.parent.mkdir(parents=True, exist_ok=True)
                 made.chmod(0o600)
                 made.replace(target)
+                plain = target if made is plain else plain  # what comes after float16 is made of it too
                 size = target.stat().st_size
                 done.append({"gguf": str(target), "quantization": name, "bytes": size, "checks": checks})
     return done
