@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -154,7 +155,7 @@ class Change:
     @property
     def nothing(self) -> bool:
         """Say whether it may be no gain at all: its interval reaches 0, or without one the change itself does."""
-        return (self.change if self.high is None else self.high) >= 0
+        return not (self.change if self.high is None else self.high) < 0  # nor is what is no number a gain
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,8 +207,8 @@ class Survival:
         if self.kept_low is None or self.kept_high is None:
             interval = "no interval from one conversation"
         else:
-            interval = f"95 % interval {self.kept_low * 100:.0f} to {self.kept_high * 100:.0f}"
-        return f"{self.kept * 100:.0f} % of the adapter's gain ({interval})"
+            interval = f"95 % interval {floor(self.kept_low * 100)} to {floor(self.kept_high * 100)}"
+        return f"{floor(self.kept * 100)} % of the adapter's gain ({interval})"
 
 
 def read_survival(value: dict[str, Any]) -> Survival | None:

@@ -95,7 +95,7 @@ def keep(
     """Return what share of the change between the models of ``reference`` those of ``other`` keep.
 
     The interval is the 95 % percentile interval of that ratio, all four scored on the conversations of each draw (see
-    ``compare``). A draw in which the reference gains nothing counts as one that keeps nothing.
+    ``compare``). A draw in which the reference gains nothing, or a loss is no number, counts as one that keeps nothing.
 
     Args:
         reference: scores before and after.
@@ -110,7 +110,8 @@ def keep(
 
     def share(sums: Floats) -> Floats:
         gain, kept = sums[0] - sums[1], sums[2] - sums[3]
-        return np.where(gain > 0, kept / np.where(gain > 0, gain, 1.0), 0.0)
+        counts = (gain > 0) & np.isfinite(kept)
+        return np.where(counts, kept / np.where(counts, gain, 1.0), 0.0)
 
     low, high = _interval(sums, share, resamples, seed)
     return Kept(float(share(sums.sum(axis=1))), low, high)
