@@ -263,7 +263,7 @@ def replace_gguf(project, paths, how, tmp_path):  # noqa: F811
 @pytest.mark.parametrize(("how", "least", "most"), [("4 bits", -0.5, 0.8), ("a tenth", 0.05, 0.2), ("right", 0.9, 1.1)])
 def test_a_wrong_merge_is_refused_and_the_right_one_is_not(project, here, tmp_path, how, least, most):  # noqa: F811
     replace_gguf(project, here, how, tmp_path)
-    listener = Listener()
+    listener, before = Listener(), files.read_json(here.steps)
     if how == "right":
         done = pipeline.run("tiny", [], project.settings, listener, chosen=TO_THE_END)
         assert least < done.survival.kept < most
@@ -275,15 +275,21 @@ def test_a_wrong_merge_is_refused_and_the_right_one_is_not(project, here, tmp_pa
     measured = measure.survival_of(here)
     assert least < measured.kept < most
     assert measured.refused == caught.value.message
-    assert "evaluate" not in files.read_json(here.steps)
+    assert files.read_json(here.steps) == before  # which is of the other file
     assert not here.modelfile.exists()
     # Nor is it registered by itself.
     with pytest.raises(GateError, match="The q8_0 GGUF kept"):
         measure.check_measured(here, here.gguf("q8_0"), None, False, listener)
     measure.check_measured(here, here.gguf("q8_0"), measured.gguf_sha256, True, listener)
     assert listener.said[-1].endswith("It is served all the same.")
-    # With --force the run goes on, says so, and the next one without it does not.
-    assert pipeline.run("tiny", [], project.settings, Silent(), True, chosen=TO_THE_END).survival.refused
+
+
+@pytest.mark.slow
+def test_a_refusal_that_was_forced_is_one_without_force(project, here, tmp_path):  # noqa: F811
+    replace_gguf(project, here, "a tenth", tmp_path)
+    done = pipeline.run("tiny", [], project.settings, Silent(), True, chosen=TO_THE_END)
+    assert done.survival.refused.startswith("The q8_0 GGUF kept 10 %")
+    assert any(done.survival.refused in line for line in _losses(done.survival))
     with pytest.raises(GateError, match="The q8_0 GGUF kept"):
         pipeline.run("tiny", [], project.settings, Silent(), chosen=TO_THE_END)
 
@@ -302,7 +308,6 @@ def test_a_zeroed_adapter_is_refused(project, here):  # noqa: F811
     assert caught.value.exit_code == EXIT_GATE
     measured = measure.survival_of(here)
     assert (measured.reference.change, measured.kept) == (0.0, 0.0)
-    assert "evaluate" not in files.read_json(here.steps)
 
 
 @pytest.mark.slow
