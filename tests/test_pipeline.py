@@ -29,6 +29,7 @@ from twin.templates import load_family
 from twin.training.samples import prompt_ids
 
 STEPS = ("export", "train", "gguf", "evaluate")
+UNMEASURED = pipeline.steps_between("export", "gguf")  # what has learned next to nothing is refused after it
 NOBODY = "127.0.0.1:9"
 SECRET = "hf_this_is_a_secret_and_stays_one"
 TALK = [
@@ -536,7 +537,7 @@ def test_a_conversation_longer_than_the_context_is_measured(project, tmp_path):
     (folder / "brain" / "WhatsApp Chat with Bo.txt").write_text("".join(lines), "utf-8")
     with inside(folder, project.cache):
         settings = with_settings(project.settings, "train", max_length=128, epochs=0.1)
-        done = pipeline.run("tiny", [], settings, Silent())
+        done = pipeline.run("tiny", [], settings, Silent(), force=True)  # it has learned next to nothing
         assert len(done.survival.samples) == 1
         assert files.read_json(done.paths.record)["dataset"]["shortened"] > 0
 
@@ -580,7 +581,7 @@ def test_a_run_that_was_stopped_goes_on_and_one_of_other_rows_begins_again(proje
                 raise AssertionError
 
             patch.setattr("twin.training.backend_hf.begin", begin)
-            pipeline.run("tiny", [], seeded, told)
+            pipeline.run("tiny", [], seeded, told, chosen=UNMEASURED)
         assert "Training goes on from adapters/tiny/checkpoints/checkpoint-10" in told.said
         steps = [json.loads(line)["step"] for line in Path("adapters/tiny/metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(1, runs.read_record(runs.run_paths("tiny"))["result"]["steps"] + 1))
@@ -593,10 +594,10 @@ def test_another_base_model_in_the_same_folder_is_seen(project, tmp_path, smollm
     shutil.copytree(project.folder / "brain", folder / "brain")
     with inside(folder, project.cache):
         settings = with_settings(project.settings, "train", model=str(base), epochs=0.1)
-        pipeline.run("tiny", [], settings, Silent())
-        assert set(pipeline.run("tiny", [], settings, Silent()).seconds.values()) == {None}
+        pipeline.run("tiny", [], settings, Silent(), chosen=UNMEASURED)
+        assert set(pipeline.run("tiny", [], settings, Silent(), chosen=UNMEASURED).seconds.values()) == {None}
         os.utime(base / "model.safetensors", (1, 1))
-        again = pipeline.run("tiny", [], settings, Silent()).seconds
+        again = pipeline.run("tiny", [], settings, Silent(), chosen=UNMEASURED).seconds
     assert again["export"] is None
     assert None not in (again["train"], again["gguf"])
 

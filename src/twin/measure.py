@@ -193,7 +193,8 @@ def check_measured(paths: RunPaths, file: Path, sha256: str | None, force: bool,
         return  # nothing is held out to measure it with
     measured = survival_of(paths)
     if measured is None or (sha256 and measured.gguf_sha256 != sha256):
-        reporter.say(f"{file} was not measured on held-out replies, which twin run {paths.name} does")
+        measuring = f"twin run {paths.name} --from evaluate --until evaluate"
+        reporter.say(f"{file} was not measured on held-out replies; that does: {measuring}")
     elif measured.refused and file.is_file() and measured.gguf_sha256 == (sha256 or files.file_digest(file)):
         if not force:
             raise GateError(measured.refused, _what_to_try(paths, measured))

@@ -387,15 +387,9 @@ def register(
         source = file.name if file.parent == paths.root else str(file.absolute())
         files.write_text(paths.modelfile, modelfile(source, family, meant.system, parameters, license_text))
         done = register_live(
-            client,
-            name,
-            file,
-            meant,
-            license_text=license_text,
-            force=force or replace_own,
-            reporter=reporter,
+            client, name, file, meant, license_text=license_text, force=force or replace_own, reporter=reporter,
             sha256=sha256,
-        )
+        )  # fmt: skip
         runs.remember_model(paths, done.model, done.host)
     told = _tell_app(env, name, client.url) if env else None
     return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks), told)
@@ -741,9 +735,7 @@ def _evaluate_once(
     held_out = runs.rows_file(record, "val", here) or here
     quantization = settings.gguf.quantization[0].lower()
     before = survival_of(paths)
-    if before is None or (
-        before.refused and not force
-    ):  # of an older twin, edited, or let through by an earlier --force
+    if before is None or (before.refused and not force):  # an older twin's, edited, or let through by --force
         steps.done.pop("evaluate", None)
 
     def do_evaluate() -> list[Path]:
