@@ -10,7 +10,7 @@ import pytest
 
 from tests.test_pipeline import TRAIN, whatsapp, with_settings
 from tests.tiny import save_model
-from twin import files, pipeline, runs
+from twin import files, measure, pipeline, runs
 from twin.cli.main import main
 from twin.errors import GateError, StepError, UsageError
 from twin.progress import Silent
@@ -93,7 +93,7 @@ def test_what_was_trained_elsewhere_becomes_a_gguf_here(back):
     assert files.file_digest(Path("adapters/tiny", GGUF)) == runs.current_gguf(runs.run_paths("tiny"), "q8_0")
     assert run(back, "gguf", "gguf").seconds == {"gguf": None}
     # Held-out prompts are found by their digest, and so are the rows to measure on.
-    assert len(pipeline.held_out_rows(runs.run_paths("tiny"), record, back)) == record["dataset"]["val"]["rows"]
+    assert len(measure.held_out_rows(runs.run_paths("tiny"), record, back)) == record["dataset"]["val"]["rows"]
 
 
 def texts(value):

@@ -16,7 +16,7 @@ import yaml
 from dotenv import dotenv_values
 
 from tests.app.prompts import PARTS, app_request, merged
-from twin import basemodel, brain, packages, pipeline
+from twin import basemodel, brain, measure, packages
 from twin.dataset.formats import read_rows
 from twin.evaluate.likelihood import compare, score_gguf
 from twin.llama import open_gguf
@@ -62,6 +62,10 @@ def test_demo_moves_the_loss_of_adapter_and_gguf(demo):
     assert likelihood["adapter"]["conversations"] >= 20
     assert likelihood["adapter"]["high"] < 0
     assert likelihood["gguf"]["high"] < 0
+    assert likelihood["reference"]["high"] < 0
+    assert likelihood["kept"] >= 0.9
+    assert likelihood["kept_low"] >= 0.75
+    assert (likelihood["unquantized"], likelihood["refused"]) == ("f16", "")
     assert len(likelihood["samples"]) == 3
     assert result["registered"] is True
 
@@ -218,7 +222,7 @@ def test_under_the_apps_prompt_the_twin_is_still_more_like_the_person(demo, aske
     quantization = "q4_k_m"
     scores = {}
     for who, file in (
-        ("base", pipeline.base_gguf(base, family, quantization, load_settings(), Silent())),
+        ("base", measure.base_ggufs(base, family, [quantization], load_settings(), Silent())[quantization]),
         ("twin", folder / f"adapters/wren/model-{quantization}.gguf"),
     ):
         with open_gguf(file, num_ctx=record["plan"]["num_ctx"]) as model:

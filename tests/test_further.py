@@ -9,7 +9,7 @@ import pytest
 
 from tests.test_pipeline import TALK, StopAt, with_settings
 from tests.tiny import save_model
-from twin import curate, files, further, learned, pipeline, runs
+from twin import curate, files, further, learned, measure, pipeline, runs
 from twin.dataset import rows as dataset_rows
 from twin.errors import UsageError
 from twin.learned import Learned
@@ -181,9 +181,9 @@ def test_what_the_earlier_one_learned_is_not_held_out(project):
     assert done.record["result"]["val_change"]["replies"] == len(clean)
     assert f"{len(val) - len(clean)} of {len(val)} held-out rows are not measured" in told.said[1]
     # Nor is it by the GGUF's measurement.
-    rows = pipeline.held_out_rows(RunPaths(Path("adapters/second")), done.record, other)
+    rows = measure.held_out_rows(RunPaths(Path("adapters/second")), done.record, other)
     assert [row.id for row in rows] == clean
-    rows = pipeline.held_out_rows(RunPaths(Path("adapters/second")), done.record | {"earlier": None}, other)
+    rows = measure.held_out_rows(RunPaths(Path("adapters/second")), done.record | {"earlier": None}, other)
     assert len(rows) == len(val)
 
 

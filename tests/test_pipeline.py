@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -23,12 +23,13 @@ from twin.errors import GateError, StepError, TwinError, UsageError
 from twin.presets import load_preset, plan_training, preset_text
 from twin.progress import Silent
 from twin.records import Scored, Turn
-from twin.results import Exported, Survival, TrainedRun, Whole
+from twin.results import Exported, TrainedRun, Whole, read_survival
 from twin.settings import Settings, load_settings
 from twin.templates import load_family
 from twin.training.samples import prompt_ids
 
 STEPS = ("export", "train", "gguf", "evaluate")
+UNMEASURED = pipeline.steps_between("export", "gguf")  # what has learned next to nothing is refused after it
 NOBODY = "127.0.0.1:9"
 SECRET = "hf_this_is_a_secret_and_stays_one"
 TALK = [
@@ -403,18 +404,22 @@ class TestCheck:
 
 def test_evaluate_measures_the_held_out_replies(project):
     val = rows_of(project.folder / "data" / "val.jsonl")
-    survival = Survival(**project.whole.survival)
-    assert survival.gguf["replies"] == len(val)
-    assert survival.gguf["conversations"] == 2
-    assert survival.gguf["low"] <= survival.gguf["change"] <= survival.gguf["high"]
-    assert all(math.isfinite(value) for value in survival.gguf.values())
-    # The same replies under the same weights, once by PyTorch and once by llama.cpp at 8 bits.
-    assert survival.adapter == project.record["result"]["val_change"]
-    assert survival.gguf["before"] == pytest.approx(survival.adapter["before"], abs=0.05)
-    assert survival.gguf["after"] == pytest.approx(survival.adapter["after"], abs=0.05)
-    assert [set(sample) for sample in survival.samples] == [{"prompt", "base", "twin", "person"}] * 2
-    assert {sample["person"] for sample in survival.samples} <= {row["messages"][-1]["content"] for row in val}
-    assert json.loads((project.run / "likelihood.json").read_text("utf-8")) == project.whole.survival
+    survival = project.whole.survival
+    for change in (survival.gguf, survival.reference):
+        assert (change.replies, change.conversations) == (len(val), 2)
+        assert change.low <= change.change <= change.high < 0
+    # The same replies under the same weights: by PyTorch, by llama.cpp with the adapter added, and merged at 8 bits.
+    assert asdict(survival.adapter) == project.record["result"]["val_change"]
+    for change, near in ((survival.gguf, 0.05), (survival.reference, 0.01)):
+        assert change.before == pytest.approx(survival.adapter.before, abs=near)
+        assert change.after == pytest.approx(survival.adapter.after, abs=near)
+    assert 0.9 < survival.kept_low <= survival.kept <= survival.kept_high < 1.1
+    assert (survival.quantization, survival.unquantized, survival.refused) == ("q8_0", "f16", "")
+    assert survival.gguf_sha256 == files.file_digest(project.run / "model-q8_0.gguf")
+    assert len(survival.samples) == 2
+    assert {sample.person for sample in survival.samples} <= {row["messages"][-1]["content"] for row in val}
+    written = json.loads((project.run / "likelihood.json").read_text("utf-8"))
+    assert read_survival(written) == survival
 
 
 def test_compare_of_equals_is_zero_with_no_doubt():
@@ -530,8 +535,8 @@ def test_a_conversation_longer_than_the_context_is_measured(project, tmp_path):
     (folder / "brain" / "WhatsApp Chat with Bo.txt").write_text("".join(lines), "utf-8")
     with inside(folder, project.cache):
         settings = with_settings(project.settings, "train", max_length=128, epochs=0.1)
-        done = pipeline.run("tiny", [], settings, Silent())
-        assert len(done.survival["samples"]) == 1
+        done = pipeline.run("tiny", [], settings, Silent(), force=True)  # it has learned next to nothing
+        assert len(done.survival.samples) == 1
         assert files.read_json(done.paths.record)["dataset"]["shortened"] > 0
 
 
@@ -574,7 +579,7 @@ def test_a_run_that_was_stopped_goes_on_and_one_of_other_rows_begins_again(proje
                 raise AssertionError
 
             patch.setattr("twin.training.backend_hf.begin", begin)
-            pipeline.run("tiny", [], seeded, told)
+            pipeline.run("tiny", [], seeded, told, chosen=UNMEASURED)
         assert "Training goes on from adapters/tiny/checkpoints/checkpoint-10" in told.said
         steps = [json.loads(line)["step"] for line in Path("adapters/tiny/metrics.jsonl").read_text().splitlines()]
         assert steps == list(range(1, runs.read_record(runs.run_paths("tiny"))["result"]["steps"] + 1))
@@ -587,10 +592,10 @@ def test_another_base_model_in_the_same_folder_is_seen(project, tmp_path, smollm
     shutil.copytree(project.folder / "brain", folder / "brain")
     with inside(folder, project.cache):
         settings = with_settings(project.settings, "train", model=str(base), epochs=0.1)
-        pipeline.run("tiny", [], settings, Silent())
-        assert set(pipeline.run("tiny", [], settings, Silent()).seconds.values()) == {None}
+        pipeline.run("tiny", [], settings, Silent(), chosen=UNMEASURED)
+        assert set(pipeline.run("tiny", [], settings, Silent(), chosen=UNMEASURED).seconds.values()) == {None}
         os.utime(base / "model.safetensors", (1, 1))
-        again = pipeline.run("tiny", [], settings, Silent()).seconds
+        again = pipeline.run("tiny", [], settings, Silent(), chosen=UNMEASURED).seconds
     assert again["export"] is None
     assert None not in (again["train"], again["gguf"])
 
@@ -668,7 +673,8 @@ def test_with_nothing_held_out_a_run_ends_unmeasured(project, tmp_path):
         settings = with_settings(project.settings, "export", validation_split=0.0)
         done = pipeline.run("tiny", [], settings, Silent())
         assert set(done.seconds) == {"export", "train", "gguf"}
-        assert done.survival == {}
+        assert done.survival is None
+        assert done.as_json()["likelihood"] == {}
         assert files.read_json(done.paths.record)["result"]["val_loss"] is None
         with pytest.raises(StepError, match="There are no held-out conversations to measure on"):
             pipeline.evaluate(done.paths, "q8_0", settings, Silent())

@@ -6,6 +6,7 @@ training and conversion read the same unquantized weights.
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -63,6 +64,24 @@ def weights_digest(base: BaseModel, reporter: Reporter) -> str:
     weights = sorted(base.folder.glob("*.safetensors"))
     with reporter.task("Reading the base model's digest"):
         return fingerprint({}, weights)
+
+
+def parameters(base: BaseModel) -> int:
+    """Return how many weights a base model has, by the headers of its files.
+
+    Raises:
+        UsageError: one is no safetensors file.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    count = 0
+    for path in sorted(base.folder.glob("*.safetensors")):
+        try:
+            with file_errors(path, "read"), safe_open(path, framework="numpy") as tensors:
+                count += sum(math.prod(tensors.get_slice(name).get_shape()) for name in tensors.keys())  # noqa: SIM118
+        except SafetensorError:
+            raise UsageError(f"'{path}' is no safetensors file.", "Fetch the base model again.") from None
+    return count
 
 
 def resolve(name: str, reporter: Reporter) -> BaseModel:

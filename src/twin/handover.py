@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from twin import files, prove, runs
 from twin.curate import need
 from twin.errors import GateError
+from twin.measure import check_measured
 from twin.ollama.client import resolve_host
 from twin.pipeline import file_to_serve, pick_run, serving_parameters
 from twin.progress import Reporter
@@ -57,7 +58,8 @@ def hand_over(
     record = runs.read_record(paths)
     family = prove.family_of(record)
     gate.check(family)
-    file, _ = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
+    file, sha256 = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
+    check_measured(paths, file, sha256, True, reporter)  # a file is named, and nothing of anybody's is replaced
     parameters = serving_parameters(settings, record["plan"])
     checks: dict[str, str] = {}
     if not dry_run:

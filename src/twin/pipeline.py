@@ -16,29 +16,35 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twin import __version__, files, foreign_adapter, further, learned, prompt, prove, runs
+from twin import files, foreign_adapter, further, prompt, prove, runs
 from twin.adapter import check as check_adapter
 from twin.curate import export, find_sources, need
 from twin.errors import GateError, MachineError, StepError, TwinError, UsageError, nearest
 from twin.foreign_adapter import Source
-from twin.learned import Learned
+from twin.measure import chat_samples, check_measured, evaluate, survival_of
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.processes import place
 from twin.progress import Reporter, Silent, release_memory
-from twin.records import Example
-from twin.results import AppEnv, Foreseen, Made, Masked, Registered, Survival, TrainedRun, Whole
+from twin.results import (
+    AppEnv,
+    Foreseen,
+    Made,
+    Masked,
+    Registered,
+    Survival,
+    TrainedRun,
+    Whole,
+)
 from twin.runs import DatasetPaths, RunPaths
 from twin.settings import Settings
 from twin.steps import Steps
 from twin.templates import Family, gate
 
 if TYPE_CHECKING:
-    from twin.basemodel import BaseModel
     from twin.chat import Backend
     from twin.dataset.rows import Rows
     from twin.ollama.client import OllamaClient
     from twin.ollama.register import Meant
-    from twin.training.samples import Samples
 
 # ---------------------------------------------------------------- before anything long
 
@@ -71,14 +77,6 @@ def preflight(settings: Settings, plan: TrainPlan, where: Path, reporter: Report
 
 
 # ---------------------------------------------------------------- train
-
-
-def _chat_samples(rows: Sequence[Example], tokenizer: Any, family: Family, max_length: int) -> Samples | None:
-    """Return the samples that are measured: replies in conversations; None where there is no conversation."""
-    from twin.training.samples import build_samples
-
-    chats = [row for row in rows if row.kind == "chat"]
-    return build_samples(chats, tokenizer, family, max_length) if chats else None
 
 
 def _load_rows(settings: Settings, reporter: Reporter) -> Rows:
@@ -220,7 +218,7 @@ def _train(
     system_tokens = _system_tokens(rows, count)
     with reporter.task("Reading rows"):
         built = build_samples(rows.train, tokenizer, family, plan.max_length)
-        held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)
+        held_out = chat_samples(rows.val, tokenizer, family, plan.max_length)
     proved, shown = prove.mask(
         base, family, tokenizer, built, held_out, plan.max_length, settings, reporter, show_mask
     )  # fmt: skip
@@ -344,72 +342,6 @@ def _gguf_lora(source: Source, settings: Settings, reporter: Reporter, output: P
     return Made(paths, (made,), 0.0)
 
 
-# ---------------------------------------------------------------- evaluate
-
-
-def evaluate(paths: RunPaths, quantization: str, settings: Settings, reporter: Reporter, answers: int = 3) -> Survival:
-    """Score held-out replies under base and twin, both as GGUF, and let both answer a few held-out prompts.
-
-    Raises:
-        StepError: the run has no held-out rows any more.
-    """
-    need("gguf", "llama_cpp", "transformers")
-    from twin.evaluate.survival import measure, prompts_to_show
-    from twin.training.tokenizer import load_tokenizer
-
-    record = runs.read_record(paths)
-    plan = record["plan"]
-    rows = held_out_rows(paths, record, settings)
-    family = prove.family_of(record)
-    base = prove.base_of(record, settings, reporter)
-    chats = _chat_samples(rows, load_tokenizer(base.folder), family, plan["max_length"])
-    if chats is None:
-        raise StepError(
-            "There are no held-out conversations to measure on.", "Raise --validation-split and export again."
-        )
-    reference = base_gguf(base, family, quantization, settings, reporter)
-    samples = chats.samples
-    asked = prompts_to_show(rows, samples, answers)
-    change = runs.val_change(record)
-    result = measure(reference, paths.gguf(quantization), samples, asked, plan, change, reporter)
-    files.write_json(paths.likelihood, result.as_json())
-    return result
-
-
-def held_out_rows(paths: RunPaths, record: dict[str, Any], settings: Settings) -> list[Example]:
-    """Return the replies in conversations that a run was measured on, as it knew them.
-
-    Raises:
-        StepError: they are not here.
-    """
-    from twin.dataset.formats import read_rows
-    from twin.dataset.rows import held_out_path
-
-    file = runs.rows_file(record, "val", held_out_path(settings))
-    if file is None:
-        raise StepError(
-            "The held-out rows that the run knew are not here, so nothing can be measured.",
-            "Bring back the dataset that it was trained with (see --dataset), or train again.",
-        )
-    known = learned.read(paths) if record.get("earlier") else Learned()  # by itself a run learned nothing held out
-    return [row for row in read_rows(file) if row.kind == "chat" and not known.spoils(row)]
-
-
-def base_gguf(base: BaseModel, family: Family, quantization: str, settings: Settings, reporter: Reporter) -> Path:
-    """Return the base model's own GGUF, made once into the user's cache, to measure against."""
-    from twin.gguf.make import make
-
-    states = {file.name: file.stat() for file in sorted(base.folder.glob("*.safetensors"))}
-    weights = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
-    key = files.fingerprint(
-        {"base": base.name, "weights": weights, "family": family.model_dump(), "twin": __version__}, []
-    )
-    target = runs.cache_dir() / "base-gguf" / f"{key[:16]}-{quantization}.gguf"
-    if not target.exists():
-        make(base.folder, None, family, {quantization: target}, [], lambda _: [], settings.gguf.llama_cpp, reporter)
-    return target
-
-
 # ---------------------------------------------------------------- register
 
 
@@ -438,6 +370,7 @@ def register(
     force: bool = False,
     dry_run: bool = False,
     env: Path | None = None,
+    replace_own: bool = False,
 ) -> Registered:
     """GGUF → a model in Ollama whose prompts are proved to be those of training.
 
@@ -447,9 +380,13 @@ def register(
         reporter: told of progress.
         adapter: the run to use, where not ``adapters/NAME`` or the newest.
         gguf_file: the file to use, where not the run's first quantization.
-        force: replace a model of that name.
+        force: replace a model of that name, and serve a twin that was refused when it was measured.
         dry_run: check the server and the run, change nothing.
         env: the app's ``.env``, which is made to name this model; checked first, written last.
+        replace_own: the model of that name is, as it stands, the one that was registered from this run.
+
+    Raises:
+        GateError: the twin was refused when it was measured; or the served prompts are not those of training.
     """
     from twin.app import dotenv
     from twin.ollama.client import OllamaClient
@@ -463,10 +400,11 @@ def register(
     client = OllamaClient(settings.ollama.host)
     foreseen = dotenv.foresee(env, name, client.url) if env else None
     client.version()
-    check_free(client, name, force)  # told before a GGUF is made for it
+    check_free(client, name, force or replace_own)  # told before a GGUF is made for it
     family = prove.family_of(record)
     gate.check(family)
     file, sha256 = file_to_serve(paths, gguf_file, settings, reporter, dry_run)
+    check_measured(paths, file, sha256, force, reporter)
     parameters = serving_parameters(settings, record["plan"])
     if dry_run:
         return Registered(name, client.url, False, str(paths.root), str(file), {}, foreseen)
@@ -475,8 +413,9 @@ def register(
         source = file.name if file.parent == paths.root else str(file.absolute())
         files.write_text(paths.modelfile, modelfile(source, family, meant.system, parameters, license_text))
         done = register_live(
-            client, name, file, meant, license_text=license_text, force=force, reporter=reporter, sha256=sha256
-        )
+            client, name, file, meant, license_text=license_text, force=force or replace_own, reporter=reporter,
+            sha256=sha256,
+        )  # fmt: skip
         runs.remember_model(paths, done.model, done.host)
     told = _tell_app(env, name, client.url) if env else None
     return Registered(done.model, done.host, done.created, str(paths.root), str(file), dict(done.checks), told)
@@ -748,12 +687,11 @@ def run(
             _train_once(steps, paths, settings, reporter)
         if "gguf" in chosen:
             _gguf_once(steps, paths, settings, reporter)
-        measured = "evaluate" in chosen and _evaluate_once(steps, paths, settings, reporter)
+        measured = _evaluate_once(steps, paths, settings, reporter, force) if "evaluate" in chosen else None
         if client and not note:
             _register_once(steps, paths, client, settings, reporter, force)
             told = _tell_app(env, name, client.url) if env else None
-    survival = files.read_json(paths.likelihood) if measured else {}
-    return Whole(name, paths, steps.seconds, survival, bool(client and not note), note, told)
+    return Whole(name, paths, steps.seconds, measured, bool(client and not note), note, told)
 
 
 def _reach(name: str, settings: Settings, reporter: Reporter, env: Path | None) -> tuple[OllamaClient, str]:
@@ -809,24 +747,30 @@ def _gguf_once(steps: Steps, paths: RunPaths, settings: Settings, reporter: Repo
     steps.do("gguf", settings.gguf.model_dump(mode="json") | base, reads, do_gguf)
 
 
-def _evaluate_once(steps: Steps, paths: RunPaths, settings: Settings, reporter: Reporter) -> bool:
-    """Measure the twin; False where nothing is held out."""
+def _evaluate_once(
+    steps: Steps, paths: RunPaths, settings: Settings, reporter: Reporter, force: bool
+) -> Survival | None:
+    """Measure the twin; None where nothing is held out. A refusal ends the run, and is not remembered as done."""
     from twin.dataset.rows import held_out_path
 
     record = runs.read_record(paths)
     if runs.val_change(record) is None:
         reporter.say("No conversation is held out, so the twin is not measured.")
-        return False
+        return None
     here = held_out_path(settings)
     held_out = runs.rows_file(record, "val", here) or here
     quantization = settings.gguf.quantization[0].lower()
+    before = survival_of(paths)
+    if before is None or (before.refused and not force):  # an older twin's, edited, or let through by --force
+        steps.done.pop("evaluate", None)
 
     def do_evaluate() -> list[Path]:
-        evaluate(paths, quantization, settings, reporter)
+        evaluate(paths, quantization, settings, reporter, force=force)
         return [paths.likelihood]
 
-    steps.do("evaluate", {}, [paths.gguf(quantization), held_out, paths.record], do_evaluate)
-    return True
+    reads = [paths.gguf(quantization), paths.adapter_config, paths.adapter_weights, held_out, paths.record]
+    steps.do("evaluate", {}, reads, do_evaluate)
+    return survival_of(paths)
 
 
 def _register_once(
@@ -840,7 +784,7 @@ def _register_once(
         steps.done.pop("register", None)
 
     def do_register() -> list[Path]:
-        register(name, settings, reporter, adapter=paths.root, force=force or ours)
+        register(name, settings, reporter, adapter=paths.root, force=force, replace_own=ours)
         files.write_json(paths.registered, {"host": client.url, "digest": client.digest(name)})
         return [paths.modelfile, paths.registered]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from math import floor
 from pathlib import Path
 from typing import Any
 
@@ -136,22 +137,94 @@ class Checked:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """The change of the mean loss from one model to another, in nats a token; below 0 is better.
+
+    Args:
+        before: token-mean loss of the first model.
+        after: token-mean loss of the second.
+        change: after - before.
+        low: lower end of the 95 % interval of the change; None with one conversation, which can't be resampled.
+        high: upper end; None as well.
+        conversations: how many were resampled.
+        replies: how many replies were scored.
+    """
+
+    before: float
+    after: float
+    change: float
+    low: float | None
+    high: float | None
+    conversations: int
+    replies: int
+
+    @property
+    def nothing(self) -> bool:
+        """Say whether it may be no gain at all: its interval reaches 0, or without one the change itself does."""
+        return not (self.change if self.high is None else self.high) < 0  # nor is what is no number a gain
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """A held-out prompt with the answers of base, twin and person."""
+
+    prompt: str
+    base: str
+    twin: str
+    person: str
+
+
+@dataclass(frozen=True, slots=True)
 class Survival:
     """Held-out loss of the twin's GGUF against the base model's GGUF of the same quantization, and some answers.
 
     Args:
-        adapter: the change that training measured on the adapter; None where nothing was held out.
+        reference: the change by the adapter itself, added to the base model before its quantization.
         gguf: the change between the two files, in nats a token, with its interval.
+        kept: what share of the first change the second one is.
+        kept_low: lower end of its 95 % interval; None with one conversation, which can't be resampled.
+        kept_high: upper end; None as well.
         samples: held-out prompts with the answers of base, twin and person.
+        adapter: the change that training measured on the adapter, on all that is held out.
+        quantization: of the two files.
+        unquantized: what the base model before its quantization was: ``f16``, or ``q8_0`` where memory was short.
+        gguf_sha256: the twin's file.
+        refused: why the twin is not served; empty where it passed.
     """
 
-    adapter: dict[str, float | None] | None
-    gguf: dict[str, float | int | None]
-    samples: tuple[dict[str, str], ...]
+    reference: Change
+    gguf: Change
+    kept: float
+    kept_low: float | None
+    kept_high: float | None
+    samples: tuple[Answered, ...]
+    adapter: Change | None = None
+    quantization: str = ""
+    unquantized: str = ""
+    gguf_sha256: str = ""
+    refused: str = ""
 
     def as_json(self) -> dict[str, Any]:
         """Return what ``likelihood.json`` holds."""
         return asdict(self)
+
+    def share(self) -> str:
+        """Return what was kept, in words."""
+        if self.kept_low is None or self.kept_high is None:
+            interval = "no interval from one conversation"
+        else:
+            interval = f"95 % interval {floor(self.kept_low * 100)} to {floor(self.kept_high * 100)}"
+        return f"{floor(self.kept * 100)} % of the adapter's gain ({interval})"
+
+
+def read_survival(value: dict[str, Any]) -> Survival | None:
+    """Return what a ``likelihood.json`` holds; None where it is not as this version writes it, or was edited."""
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        return TypeAdapter(Survival).validate_python(value)
+    except ValidationError:
+        return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -228,12 +301,12 @@ class Foreseen:
 
 @dataclass(frozen=True, slots=True)
 class Whole:
-    """What ``run`` did; ``survival`` is empty when no conversation is held out, ``env`` None without an ``.env``."""
+    """What ``run`` did; ``survival`` is None when no conversation is held out, ``env`` None without an ``.env``."""
 
     name: str
     paths: RunPaths
     seconds: dict[str, float | None]
-    survival: dict[str, Any]
+    survival: Survival | None
     registered: bool
     note: str
     env: AppEnv | None = None
@@ -244,7 +317,7 @@ class Whole:
             "name": self.name,
             "adapter": str(self.paths.root),
             "steps": self.seconds,
-            "likelihood": self.survival,
+            "likelihood": self.survival.as_json() if self.survival else {},
             "registered": self.registered,
             "note": self.note,
             "env": asdict(self.env) if self.env else None,

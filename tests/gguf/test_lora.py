@@ -9,7 +9,6 @@ import peft
 import pytest
 import torch
 import transformers
-from twin.gguf.merge import merge
 
 from tests.tiny import save_model
 from twin import packages
@@ -18,7 +17,6 @@ from twin.gguf import converter
 from twin.gguf.lora import lora_gguf
 from twin.llama import open_gguf
 from twin.progress import Silent
-from twin.templates import load_family
 
 pytestmark = pytest.mark.slow
 IDS = [1, 4093, 198, 5195, 314, 7023, 47, 2, 198, 1, 520, 9531, 198, 59, 2]
@@ -55,9 +53,7 @@ def adapter(tmp_path_factory, base):
 def plain(tmp_path_factory, base, script):
     """The base model as a float16 GGUF."""
     home = tmp_path_factory.mktemp("plain")
-    (home / "checkpoint").mkdir()
-    merge(base, None, load_family("chatml"), home / "checkpoint")
-    converter.convert(script, home / "checkpoint", home / "base.gguf", Silent(), "tiny")
+    converter.convert(script, base, home / "base.gguf", Silent(), "tiny")
     return home / "base.gguf"
 
 

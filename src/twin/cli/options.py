@@ -54,7 +54,9 @@ Env = Annotated[
     Path | None,
     typer.Option(help="The app's .env, in which LLM_PROVIDER, OLLAMA_BASE_URL and OLLAMA_MODEL are set."),
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace a model of that name.")]
+Force = Annotated[
+    bool, typer.Option("--force", help="Replace a model of that name, and serve a twin that was refused.")
+]
 
 
 def hidden_prompt() -> Callable[[str], str] | None:

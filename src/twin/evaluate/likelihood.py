@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from twin.records import Sample, Scored
+from twin.results import Change
 
 if TYPE_CHECKING:
     from twin.llama import Gguf
@@ -24,26 +25,18 @@ _DRAWN_AT_ONCE = 2_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Change:
-    """The change of the mean loss from one model to another, in nats a token; below 0 is better.
+class Kept:
+    """What share of one change another one keeps; 1 is all of it.
 
     Args:
-        before: token-mean loss of the first model.
-        after: token-mean loss of the second.
-        change: after - before.
-        low: lower end of the 95 % interval of the change; None with one conversation, which can't be resampled.
+        share: change of the second pair of models / change of the first.
+        low: lower end of the 95 % interval; None with one conversation, which can't be resampled.
         high: upper end; None as well.
-        conversations: how many were resampled.
-        replies: how many replies were scored.
     """
 
-    before: float
-    after: float
-    change: float
+    share: float
     low: float | None
     high: float | None
-    conversations: int
-    replies: int
 
 
 def score_gguf(model: Gguf, samples: Sequence[Sample], tick: Callable[[], None] = lambda: None) -> list[Scored]:
@@ -75,41 +68,91 @@ def compare(before: Sequence[Scored], after: Sequence[Scored], resamples: int = 
     Raises:
         ValueError: the two lists are not of the same replies.
     """
-    if not before or [(s.id, s.tokens) for s in before] != [(s.id, s.tokens) for s in after]:
-        raise ValueError("the two models were not scored on the same replies")
-    names = list(dict.fromkeys(scored.conversation_id for scored in before))
-    place = {name: number for number, name in enumerate(names)}
-    sums = np.zeros((3, len(names)))
-    for one, other in zip(before, after, strict=True):
-        sums[:, place[one.conversation_id]] += (one.nll, other.nll, one.tokens)
-    low, high = _interval(sums, resamples, seed) if len(names) > 1 else (None, None)
+    sums = _by_conversation([before, after])
+
+    def change(sums: Floats) -> Floats:
+        return np.asarray((sums[1] - sums[0]) / sums[2])
+
     total = sums.sum(axis=1)
+    low, high = _interval(sums, change, resamples, seed)
     return Change(
         before=float(total[0] / total[2]),
         after=float(total[1] / total[2]),
-        change=float((total[1] - total[0]) / total[2]),
+        change=float(change(total)),
         low=low,
         high=high,
-        conversations=len(names),
+        conversations=sums.shape[1],
         replies=len(before),
     )
 
 
-def _interval(sums: Floats, resamples: int, seed: int) -> tuple[float, float]:
-    """Return the 95 % percentile interval of the change.
+def keep(
+    reference: tuple[Sequence[Scored], Sequence[Scored]],
+    other: tuple[Sequence[Scored], Sequence[Scored]],
+    resamples: int = 10_000,
+    seed: int = 0,
+) -> Kept:
+    """Return what share of the change between the models of ``reference`` those of ``other`` keep.
+
+    The interval is the 95 % percentile interval of that ratio, all four scored on the conversations of each draw (see
+    ``compare``). A draw in which the reference gains nothing, or a loss is no number, counts as one that keeps nothing.
 
     Args:
-        sums: [3, conversations]: the losses under either model and the number of tokens.
-        resamples: how many.
-        seed: of the draw.
+        reference: scores before and after.
+        other: as well, of the same replies.
+        resamples: how many draws.
+        seed: of the draws.
+
+    Raises:
+        ValueError: the four lists are not of the same replies.
+    """
+    sums = _by_conversation([*reference, *other])
+
+    def share(sums: Floats) -> Floats:
+        gain, kept = sums[0] - sums[1], sums[2] - sums[3]
+        counts = (gain > 0) & np.isfinite(kept)
+        return np.where(counts, kept / np.where(counts, gain, 1.0), 0.0)
+
+    low, high = _interval(sums, share, resamples, seed)
+    return Kept(float(share(sums.sum(axis=1))), low, high)
+
+
+def _by_conversation(models: Sequence[Sequence[Scored]]) -> Floats:
+    """Return [models + 1, conversations]: the summed losses under each model, and last the number of tokens.
+
+    Raises:
+        ValueError: the lists are empty, or not of the same replies.
+    """
+    first = models[0]
+    told = [(scored.id, scored.tokens) for scored in first]
+    if not told or any([(scored.id, scored.tokens) for scored in scores] != told for scores in models):
+        raise ValueError("the models were not scored on the same replies")
+    place = {name: number for number, name in enumerate(dict.fromkeys(scored.conversation_id for scored in first))}
+    sums = np.zeros((len(models) + 1, len(place)))
+    for scores in zip(*models, strict=True):
+        sums[:, place[scores[0].conversation_id]] += (*(scored.nll for scored in scores), scores[0].tokens)
+    return sums
+
+
+def _interval(
+    sums: Floats, figure: Callable[[Floats], Floats], resamples: int, seed: int
+) -> tuple[float, float] | tuple[None, None]:
+    """Return the 95 % percentile interval of a figure; none with one conversation.
+
+    Args:
+        sums: [rows, conversations].
+        figure: [rows, draws] sums over the conversations of each draw → [draws].
+        resamples: how many draws.
+        seed: of the draws.
     """
     random = np.random.default_rng(seed)
     size = sums.shape[1]
-    changes: list[Floats] = []
+    if size < 2:
+        return None, None
+    figures: list[Floats] = []
     at_once = max(1, _DRAWN_AT_ONCE // size)  # all at once would be gigabytes for ten thousand conversations
     for start in range(0, resamples, at_once):
         drawn = random.integers(0, size, size=(min(at_once, resamples - start), size))
-        first, second, tokens = (row[drawn].sum(axis=1) for row in sums)
-        changes.append((second - first) / tokens)
-    low, high = np.quantile(np.concatenate(changes), [0.025, 0.975])
+        figures.append(figure(np.stack([row[drawn].sum(axis=1) for row in sums])))
+    low, high = np.quantile(np.concatenate(figures), [0.025, 0.975])
     return float(low), float(high)

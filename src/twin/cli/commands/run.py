@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,7 @@ from twin.cli import options
 from twin.cli.console import Output, env_hint, env_lines, few, printable
 
 if TYPE_CHECKING:
-    from twin.results import Whole
+    from twin.results import Change, Survival, Whole
 
 NAME = "run"
 _STEPS = "export, train, gguf, evaluate or register"
@@ -129,34 +129,40 @@ def show(done: Whole, out: Output, chosen: Sequence[str] = ("evaluate",)) -> Non
     )
     memory = done.as_json()["peak_rss_bytes"] / 1e9
     console.print(f"Steps: {times}; peak memory {memory:.1f} GB", markup=False)
-    losses = done.survival
-    if not losses:
+    measured = done.survival
+    if measured is None:
         if "evaluate" in chosen:
             console.print("Not measured: no conversation is held out.", markup=False)
         return
-    change = losses["gguf"]
-    console.print(
-        f"Held-out loss on {change['replies']} replies in {change['conversations']} conversations, nats a token "
-        "(lower is more like the person):",
-        markup=False,
-    )
-    adapter = losses["adapter"]
-    if adapter is not None:
-        console.print(f"  adapter: {adapter['before']:.3f} before, {adapter['after']:.3f} after", markup=False)
-        console.print(f"           change {_interval(adapter)}", markup=False)
-    console.print(f"  GGUF:    {change['before']:.3f} before, {change['after']:.3f} after", markup=False)
-    console.print(f"           change {_interval(change)}", markup=False)
-    for line in few(change["conversations"]):
+    for line in _losses(measured):
         console.print(line, markup=False)
     table = Table(box=box.SIMPLE_HEAD, show_lines=True)
     for column in ("held-out prompt", "base model", "twin"):
         table.add_column(column, ratio=1, overflow="fold")
-    for sample in losses["samples"]:
-        table.add_row(*(Text(printable(re.sub(r"\n{2,}", "\n", sample[key]))) for key in ("prompt", "base", "twin")))
+    for sample in measured.samples:
+        texts = (sample.prompt, sample.base, sample.twin)
+        table.add_row(*(Text(printable(re.sub(r"\n{2,}", "\n", text))) for text in texts))
     console.print(table)
 
 
-def _interval(change: dict[str, Any]) -> str:
-    if change["low"] is None:
-        return f"{change['change']:+.3f}, no interval from one conversation"
-    return f"{change['change']:+.3f}, 95 % interval {change['low']:+.3f} to {change['high']:+.3f}"
+def _losses(measured: Survival) -> list[str]:
+    """Return what was measured, a line each."""
+    change, reference = measured.gguf, measured.reference
+    lines = [
+        f"Held-out loss on {change.replies} replies in {change.conversations} conversations, nats a token "
+        "(lower is more like the person):",
+        f"  adapter: {reference.before:.3f} before, {reference.after:.3f} after, on the base model in "
+        f"{measured.unquantized}",
+        f"           change {_interval(reference)}",
+        f"  GGUF:    {change.before:.3f} before, {change.after:.3f} after, both in {measured.quantization}",
+        f"           change {_interval(change)}",
+        f"  kept {measured.share()}",
+        *([f"  refused, and gone on with (--force): {measured.refused}"] if measured.refused else []),
+    ]
+    return [*lines, *few(change.conversations)]
+
+
+def _interval(change: Change) -> str:
+    if change.low is None or change.high is None:
+        return f"{change.change:+.3f}, no interval from one conversation"
+    return f"{change.change:+.3f}, 95 % interval {change.low:+.3f} to {change.high:+.3f}"
