@@ -98,7 +98,7 @@ def test_a_package_that_does_not_come_up_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
     with pytest.raises(MachineError) as caught:
         backends.first_import("unsloth")
-    assert caught.value.message == "Unsloth can't be used here: it needs an accelerator"
+    assert caught.value.message == "Unsloth can't be used here: it needs an accelerator."
     assert "--backend hf" in caught.value.hint
 
 

@@ -25,7 +25,7 @@ import transformers
 from safetensors import SafetensorError
 
 from twin import files
-from twin.errors import GateError, MachineError, StepError, StoppedError, TwinError, UsageError
+from twin.errors import GateError, MachineError, StepError, StoppedError, TwinError, UsageError, first_line
 from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
@@ -138,7 +138,7 @@ def foresee_memory(
     try:
         need = memory.need(folder, lambda model: add_lora(model, plan), dtype)
     except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        why = f"its memory could not be foreseen ({str(error).strip().partition(chr(10))[0]})"
+        why = f"its memory could not be foreseen ({first_line(error)})"
         return memory.Fit(bool(plan.four_bit), False, execution.TOKEN_BUDGET, 0, why)
     steps = plan_steps(samples, plan, execution.foresee(folder, memory.MOST_TOKENS))
     works = [piece.work for step in steps for piece in step]

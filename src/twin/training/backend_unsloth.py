@@ -26,7 +26,7 @@ import unsloth  # isort: split
 import numpy as np
 import torch
 
-from twin.errors import MachineError, StepError
+from twin.errors import MachineError, StepError, first_line
 from twin.records import Sample
 from twin.training import backend_hf, execution
 from twin.training.backend_hf import Job
@@ -190,8 +190,8 @@ def load(job: Job) -> tuple[Any, Execution]:
     except _FAILS as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise MachineError(f"Unsloth can't load '{job.base_name}': {reason}", "Use --backend hf.") from None
+        reason = first_line(error)
+        raise MachineError(f"Unsloth can't load '{job.base_name}': {reason}.", "Use --backend hf.") from None
     for weight in model.parameters():
         if weight.requires_grad:  # float32; the optimizer keeps that, see ``MasterAdamW``
             weight.data = weight.data.to(dtype)
@@ -257,7 +257,7 @@ def _why_not(
     except torch.OutOfMemoryError:
         raise
     except _FAILS as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     finally:
         model.zero_grad(set_to_none=True)
         model.eval()

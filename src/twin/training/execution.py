@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 
+from twin.errors import first_line
 from twin.records import Sample
 from twin.training import attention, flex
 from twin.training.padded import Padded, length_groups, padded
@@ -235,7 +236,7 @@ def _try(
     except torch.OutOfMemoryError:
         raise
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        return math.nan, f"'{model.config.model_type}' has no tree: {str(error).strip().partition(chr(10))[0]}"
+        return math.nan, f"'{model.config.model_type}' has no tree: {first_line(error)}"
     return difference, ""
 
 
