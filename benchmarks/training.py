@@ -133,8 +133,8 @@ class Setup:
         from twin.progress import Silent
         from twin.settings import TrainSettings
         from twin.templates import load_family
-        from twin.training import backend_hf
         from twin.training.samples import build_samples
+        from twin.training.start import choose_dtype
         from twin.training.tokenizer import load_tokenizer
 
         transformers.utils.logging.set_verbosity_error()
@@ -149,7 +149,7 @@ class Setup:
         assert len(built.samples) == count and not built.shortened, "a row does not fit as it is"
         self.samples = built.samples
         self.steps = [self.samples[start : start + STEP_ROWS] for start in range(0, count, STEP_ROWS)]
-        self.dtype, _ = backend_hf.choose_dtype("cpu")
+        self.dtype, _ = choose_dtype("cpu")
         self.facts = {
             "row_tokens": sum(len(one.input_ids) for one in self.samples),
             "supervised": sum(one.supervised for one in self.samples),
@@ -188,10 +188,12 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
     import transformers
 
     from twin.training import backend_hf, execution
+    from twin.training.model import add_lora, load_model
+    from twin.training.start import begin
 
     rate = matrix_rate(setup.dtype)
-    model = backend_hf.load_model(setup.folder, "cpu", setup.dtype)
-    begun = backend_hf.begin(setup.plan.model_copy(update={"device": "cpu"}), setup.folder, setup.steps[0])
+    model = load_model(setup.folder, "cpu", setup.dtype)
+    begun = begin(setup.plan.model_copy(update={"device": "cpu"}), setup.folder, setup.steps[0])
     chosen = execution.choose(model, setup.steps[0], setup.dtype, begun.token_budget)
     linear = sum(
         module.weight.numel()
@@ -199,7 +201,7 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
         if isinstance(module, torch.nn.Linear) and name != "lm_head"
     )
     head = model.lm_head.weight.numel()
-    model = backend_hf.add_lora(model, setup.plan)
+    model = add_lora(model, setup.plan)
     optimizer = backend_hf.MasterAdamW(
         [weight for weight in model.parameters() if weight.requires_grad], lr=setup.plan.learning_rate, weight_decay=0.0
     )
@@ -297,8 +299,9 @@ def padded(setup: Setup, scratch: str) -> dict[str, Any]:
     import torch
 
     from twin.training import backend_hf
+    from twin.training.model import add_lora
 
-    model = backend_hf.add_lora(setup.plain_model(), setup.plan)
+    model = add_lora(setup.plain_model(), setup.plan)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = backend_hf.MasterAdamW(weights, lr=setup.plan.learning_rate, weight_decay=0.0)
     batches = []

@@ -115,7 +115,7 @@ def test_the_command_refuses_unsloth_on_a_cpu(isolated):
 def test_a_target_module_that_the_model_lacks_is_refused():
     import transformers
 
-    from twin.training.backend_hf import check_targets
+    from twin.training.model import check_targets
 
     config = transformers.LlamaConfig(
         vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2

@@ -11,7 +11,8 @@ from twin.errors import MachineError
 from twin.presets import load_preset, plan_training
 from twin.records import Sample
 from twin.settings import TrainSettings
-from twin.training import backend_hf, memory
+from twin.training import memory
+from twin.training.model import add_lora
 
 PLAN = plan_training(TrainSettings(lora_r=4), load_preset("smollm2-135m"))
 LAYERS = 4
@@ -34,7 +35,7 @@ def folder(request, tmp_path):
 def lora(model):
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets = [name for name in (*PLAN.target_modules, "qkv_proj", "gate_up_proj") if name in names]
-    return backend_hf.add_lora(model, PLAN.model_copy(update={"target_modules": targets}))
+    return add_lora(model, PLAN.model_copy(update={"target_modules": targets}))
 
 
 def test_what_is_counted_is_what_a_real_model_saves(folder):

@@ -28,9 +28,10 @@ import torch
 
 from twin.errors import MachineError, StepError, first_line
 from twin.records import Sample
-from twin.training import backend_hf, execution
+from twin.training import execution
 from twin.training.backend_hf import Job
 from twin.training.execution import Execution, LengthGrouped, PrefixTree, losses_of_each, on
+from twin.training.model import check_targets
 from twin.training.padded import Padded
 from twin.training.prefix_tree import Pack, subtree_ends
 from twin.training.trackers import stdout_to_stderr
@@ -175,7 +176,7 @@ def load(job: Job) -> tuple[Any, Execution]:
                 trust_remote_code=False,
                 token=False,
             )
-            backend_hf.check_targets(base, plan)
+            check_targets(base, plan)
             base.config._name_or_path = job.base_name
             model = unsloth.FastLanguageModel.get_peft_model(
                 base,

@@ -26,10 +26,12 @@ from twin.progress import peak_rss_bytes
 from twin.records import Example, Sample
 from twin.runs import RunPaths, adapter_digests, portable
 from twin.templates import Family
-from twin.training import backend_hf, execution, hardware, metrics
-from twin.training.backend_hf import Begun, Trained
+from twin.training import execution, hardware, metrics
+from twin.training.backend_hf import Trained
 from twin.training.explain import account, systems
+from twin.training.passes import plan_passes, plan_steps
 from twin.training.samples import Samples
+from twin.training.start import Begun
 
 _VERSIONS = (
     "torch", "transformers", "peft", "accelerate", "unsloth", "unsloth_zoo", "bitsandbytes", "tokenizers",
@@ -132,7 +134,7 @@ def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], begun: Be
         begun: what it would be begun with.
     """
     chosen = execution.foresee(folder, begun.token_budget)
-    steps = backend_hf.plan_steps(samples, plan, chosen)
+    steps = plan_steps(samples, plan, chosen)
     return {
         "backend": begun.backend,
         "backend_reason": begun.backend_why,
@@ -169,7 +171,7 @@ def explained(
         count: the number of tokens of a text.
         begun: what it would be begun with.
     """
-    told = account(samples, backend_hf.plan_passes(samples, plan), begun.token_budget)
+    told = account(samples, plan_passes(samples, plan), begun.token_budget)
     chosen = execution.foresee(folder)
     alone = isinstance(chosen, execution.LengthGrouped)
     saved = told.shared_system + told.shared_history
@@ -249,7 +251,7 @@ def _tokens_per_second(outcome: Trained) -> float | None:
 
 def learned_from(plan: TrainPlan, built: Samples, best_step: int) -> Learned:
     """Return the rows that the weights of ``best_step`` have learned."""
-    steps = chain.from_iterable(backend_hf.plan_passes(built.samples, plan))
+    steps = chain.from_iterable(plan_passes(built.samples, plan))
     seen = {sample.id for step in islice(steps, best_step) for sample in step}
     pairs = zip(built.samples, built.origins, strict=True)
     return Learned.of({id(origin.row): origin.row for sample, origin in pairs if sample.id in seen}.values())
