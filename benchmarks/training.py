@@ -361,6 +361,17 @@ def write_rows(rows: Sequence[Any], file: Path) -> None:
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
 
 
+def with_dtype(folder: Path, dtype: str, target: Path) -> Path:
+    """Return ``target``, the checkpoint in ``folder`` with another dtype in its configuration."""
+    target.mkdir()
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            (target / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (target / "config.json").write_text(json.dumps(config | {"dtype": dtype}), "utf-8")
+    return target
+
+
 def llama_factory(rows: int, multi_turn: bool, environment: Path) -> dict[str, Any]:
     """Train with LLaMA-Factory, in its own environment."""
     setup = Setup(rows, multi_turn)
@@ -373,8 +384,10 @@ def llama_factory(rows: int, multi_turn: bool, environment: Path) -> dict[str, A
             "tags": tags | {"system_tag": "system"},
         }  # fmt: skip
         (Path(scratch) / "dataset_info.json").write_text(json.dumps({"rows": about}))
+        # On a CPU it takes the configuration's dtype, float16, which has no fast products there.
+        base = with_dtype(setup.folder, setup.facts["dtype"], Path(scratch) / "base")
         config = {
-            "model_name_or_path": str(setup.folder), "stage": "sft", "do_train": True, "finetuning_type": "lora",
+            "model_name_or_path": str(base), "stage": "sft", "do_train": True, "finetuning_type": "lora",
             "lora_rank": plan.lora_r, "lora_alpha": plan.lora_alpha, "lora_target": ",".join(plan.target_modules),
             "dataset": "rows", "dataset_dir": scratch, "template": "chatml", "mask_history": True,
             "cutoff_len": plan.max_length, "output_dir": f"{scratch}/adapter", "num_train_epochs": 1,

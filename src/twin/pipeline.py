@@ -220,7 +220,7 @@ def _train(
     with reporter.task("Reading rows"):
         built = build_samples(rows.train, tokenizer, family, plan.max_length)
         held_out = _chat_samples(rows.val, tokenizer, family, plan.max_length)
-    proved, shown = prove.mask(
+    proved, shown, built, held_out = prove.mask(
         base, family, tokenizer, built, held_out, plan.max_length, settings, reporter, show_mask
     )  # fmt: skip
     see(shown)
@@ -231,14 +231,9 @@ def _train(
     }  # fmt: skip
     if dry_run or explain:
         would = start.begin(plan, base.folder, built.samples, backend)
-        facts["result"] = record.foreseen(plan, base.folder, built.samples, would) | {
-            **(
-                {"explain": record.explained(plan, base.folder, rows.train, built.samples, count, would)}
-                if explain
-                else {}
-            ),
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        facts["result"] = record.foreseen(
+            plan, base.folder, built.samples, would, (rows.train, count) if explain else None
+        ) | {"seconds": round(time.perf_counter() - started, 3)}
         return TrainedRun(paths, facts, mask=shown)
     job_facts = {
         **plan.model_dump(),
@@ -255,12 +250,12 @@ def _train(
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, held_out.samples if held_out else (), paths.checkpoints,
             scratch, start.begun_with(begun), checkpoint, tuple(settings.train.report_to),
-            earlier.paths.adapter_weights if earlier else None,
+            earlier.paths.adapter_weights if earlier else None, time.perf_counter() - started,
         )  # fmt: skip
         outcome = backend_hf.train(many.lead(job), reporter)
         change = asdict(compare(outcome.before, outcome.after)) if held_out else None
         since = asdict(compare(outcome.earlier, outcome.after)) if outcome.earlier else None
-        facts["result"] = record.result(outcome, change, time.perf_counter() - started, since)
+        facts["result"] = record.result(outcome, change, outcome.seconds_before + time.perf_counter() - started, since)
         record.install(
             paths, scratch, family, facts, outcome,
             further.learned_by(earlier) | record.learned_from(plan, built, outcome.best_step),

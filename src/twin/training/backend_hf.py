@@ -36,7 +36,7 @@ from twin.training import (
     trackers,
 )
 from twin.training.backends import UNSLOTH
-from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
+from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring, seconds_until
 from twin.training.earlier import take_up
 from twin.training.execution import Execution, Piece, losses_of_each
 from twin.training.model import add_lora, compute_again, load_model
@@ -44,7 +44,7 @@ from twin.training.optimizer import MasterAdamW
 from twin.training.passes import plan_passes, plan_steps
 from twin.training.start import Begun
 
-_EVAL_BATCH = 16
+_EVAL_BATCH = 32  # nothing is kept for a way back, and more replies share more
 _AUTOCAST = "ACCELERATE_MIXED_PRECISION"
 
 
@@ -57,6 +57,7 @@ class Trained:
     ended early; the adapter is of ``best_step``. ``optimizer`` is its settings; ``largest_pack`` and ``token_budget``
     in tokens, and whether layers are computed again, as they were at the end; ``processes`` are those that trained
     together; ``earlier`` are the held-out losses with the adapter that is trained on from.
+    ``seconds_before`` were spent by the processes before, until the checkpoint that was gone on from.
     """
 
     begun: Begun
@@ -74,6 +75,7 @@ class Trained:
     unique_tokens: int
     supervised_tokens: int
     seconds: float
+    seconds_before: float
     done_steps: int
     logs: tuple[metrics.Line, ...]
     optimizer: dict[str, Any]
@@ -280,6 +282,7 @@ class Job:
         checkpoint: a folder to go on from, or None to start.
         report_to: trackers that are told (see ``trackers``).
         earlier: weights of an adapter to train on from, or None to train from nothing.
+        seconds: that the step has taken already.
     """
 
     base: Path
@@ -293,6 +296,7 @@ class Job:
     checkpoint: Path | None = None
     report_to: tuple[str, ...] = ()
     earlier: Path | None = None
+    seconds: float = 0.0
 
 
 def load(job: Job) -> tuple[Any, Execution]:
@@ -355,9 +359,9 @@ def train(job: Job, reporter: Reporter) -> Trained:
 
 
 def _train(job: Job, reporter: Reporter) -> Trained:
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    _quiet()
     plan, world = job.plan, many.world()
+    began, spent = time.perf_counter() - job.seconds, seconds_until(job.checkpoint)
     if world.first:
         job.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
     device, dtype = job.begun.device, job.begun.torch_dtype
@@ -400,7 +404,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
             model, steps, chosen, job, dtype, log, every,
             lambda: _mean(score(drawn, lambda _: None, trainer.execution)), reporter.say,
         )  # fmt: skip
-        started = time.perf_counter()
+        trainer.spent, started = lambda: spent + time.perf_counter() - began, time.perf_counter()
         try:
             with world.stepping(NotFiniteError, StoppedError):
                 trainer.run(job.checkpoint)
@@ -431,6 +435,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         unique_tokens=sum(work.computed for work in works),
         supervised_tokens=sum(int(work.weights.sum()) for work in works),
         seconds=seconds,
+        seconds_before=spent,
         done_steps=log.done_steps,
         logs=tuple(lines),
         optimizer=_optimizer_settings(trainer),
@@ -441,6 +446,12 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         peak_gpu_bytes=_peak_gpu_bytes(device),
         processes=world.size,
     )
+
+
+def _quiet() -> None:
+    """Let transformers tell of errors alone."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _save(model: Any, job: Job) -> None:
