@@ -230,8 +230,24 @@ def test_a_signal_ends_after_the_step_with_a_checkpoint(base, whole, tmp_path, h
     assert said.said == ["Training ends after this step, with a checkpoint. Ctrl-C once more ends it at once."]
     assert steps_kept(tmp_path) == [13]
     assert not (tmp_path / "adapter_model.safetensors").exists()
-    assert losses(train(base, plan_of(), tmp_path, resume="auto")) == losses(whole[1])
+    spent = checkpoints.seconds_until(tmp_path / "checkpoints/checkpoint-13")
+    done = train(base, plan_of(), tmp_path, resume="auto")
+    assert losses(done) == losses(whole[1])
     assert alike(tmp_path, whole[0])
+    assert (whole[1].seconds_before, done.seconds_before) == (0, spent)
+    # What the last checkpoint says counts both processes, and more than the steps.
+    whole_time = checkpoints.seconds_until(tmp_path / "checkpoints/checkpoint-30")
+    assert 0 < sum(line["seconds"] for line in done.logs[:13]) < spent < spent + done.seconds < whole_time
+
+
+def test_a_checkpoint_that_does_not_say_how_long_it_took(tmp_path):
+    assert checkpoints.seconds_until(None) == checkpoints.seconds_until(tmp_path) == 0
+    (tmp_path / "spent.json").write_text('{"seconds": 1e999}')
+    with pytest.raises(UsageError):
+        checkpoints.seconds_until(tmp_path)
+    for said, seconds in (('{"seconds": 2.5}', 2.5), ('{"seconds": "2"}', 0), ("{}", 0)):
+        (tmp_path / "spent.json").write_text(said)
+        assert checkpoints.seconds_until(tmp_path) == seconds
 
 
 @pytest.mark.skipif(not POSIX, reason="POSIX signals")
