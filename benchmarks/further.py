@@ -24,6 +24,7 @@ from twin.progress import Silent
 from twin.settings import load_settings
 from twin.templates import load_family
 from twin.training import backend_hf, earlier, execution
+from twin.training.model import add_lora, load_model
 from twin.training.samples import build_samples
 from twin.training.tokenizer import load_tokenizer
 
@@ -78,7 +79,7 @@ def main():
             told[name] = pipeline.train(now, Silent(), output=run).as_json()
         seconds = time.perf_counter() - started
         plan = plan_training(now.train, load_preset("smollm2-135m"))
-        model = backend_hf.add_lora(backend_hf.load_model(base.folder, "cpu", torch.float32), plan)
+        model = add_lora(load_model(base.folder, "cpu", torch.float32), plan)
         losses = []
         some = build_samples(held_new, tokenizer, family, plan.max_length).samples
         chosen = execution.choose(model.get_base_model(), some, torch.float32)

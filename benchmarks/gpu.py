@@ -101,7 +101,7 @@ class Setup:
         from twin.presets import load_preset, plan_training
         from twin.settings import TrainSettings
         from twin.templates import load_family
-        from twin.training import backend_hf
+        from twin.training.passes import plan_passes
         from twin.training.samples import build_samples
         from twin.training.tokenizer import load_tokenizer
 
@@ -118,7 +118,7 @@ class Setup:
         count = len(built) // step_rows * step_rows
         self.samples = [replace(one, conversation_id=f"{n // step_rows}") for n, one in enumerate(built[:count])]
         self.passes = passes
-        self.steps = list(chain.from_iterable(backend_hf.plan_passes(self.samples, self.plan)))
+        self.steps = list(chain.from_iterable(plan_passes(self.samples, self.plan)))
         assert all(len(step) == step_rows for step in self.steps)
         self.flat = [one for step in self.steps for one in step]
 
@@ -146,9 +146,10 @@ def twin(setup: Setup, backend: str, four_bit: bool, checkpointing: bool, scratc
     from twin.progress import Silent
     from twin.training import backend_hf
     from twin.training.backends import Chosen
+    from twin.training.start import begin
 
     plan = setup.plan.model_copy(update={"four_bit": four_bit} if setup.device == "cuda" else {})
-    begun = backend_hf.begin(plan, setup.folder, setup.samples, Chosen(backend, "asked for"))
+    begun = begin(plan, setup.folder, setup.samples, Chosen(backend, "asked for"))
     begun = replace(begun, dtype="bfloat16", checkpointing=checkpointing)
     job = backend_hf.Job(
         setup.folder, "random weights", plan, setup.samples, (), scratch / "checkpoints", scratch, begun

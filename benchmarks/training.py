@@ -133,8 +133,8 @@ class Setup:
         from twin.progress import Silent
         from twin.settings import TrainSettings
         from twin.templates import load_family
-        from twin.training import backend_hf
         from twin.training.samples import build_samples
+        from twin.training.start import choose_dtype
         from twin.training.tokenizer import load_tokenizer
 
         transformers.utils.logging.set_verbosity_error()
@@ -149,7 +149,7 @@ class Setup:
         assert len(built.samples) == count and not built.shortened, "a row does not fit as it is"
         self.samples = built.samples
         self.steps = [self.samples[start : start + STEP_ROWS] for start in range(0, count, STEP_ROWS)]
-        self.dtype, _ = backend_hf.choose_dtype("cpu")
+        self.dtype, _ = choose_dtype("cpu")
         self.facts = {
             "row_tokens": sum(len(one.input_ids) for one in self.samples),
             "supervised": sum(one.supervised for one in self.samples),
@@ -188,10 +188,12 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
     import transformers
 
     from twin.training import backend_hf, execution
+    from twin.training.model import add_lora, load_model
+    from twin.training.start import begin
 
     rate = matrix_rate(setup.dtype)
-    model = backend_hf.load_model(setup.folder, "cpu", setup.dtype)
-    begun = backend_hf.begin(setup.plan.model_copy(update={"device": "cpu"}), setup.folder, setup.steps[0])
+    model = load_model(setup.folder, "cpu", setup.dtype)
+    begun = begin(setup.plan.model_copy(update={"device": "cpu"}), setup.folder, setup.steps[0])
     chosen = execution.choose(model, setup.steps[0], setup.dtype, begun.token_budget)
     linear = sum(
         module.weight.numel()
@@ -199,7 +201,7 @@ def twin(setup: Setup, scratch: str) -> dict[str, Any]:
         if isinstance(module, torch.nn.Linear) and name != "lm_head"
     )
     head = model.lm_head.weight.numel()
-    model = backend_hf.add_lora(model, setup.plan)
+    model = add_lora(model, setup.plan)
     optimizer = backend_hf.MasterAdamW(
         [weight for weight in model.parameters() if weight.requires_grad], lr=setup.plan.learning_rate, weight_decay=0.0
     )
@@ -297,8 +299,9 @@ def padded(setup: Setup, scratch: str) -> dict[str, Any]:
     import torch
 
     from twin.training import backend_hf
+    from twin.training.model import add_lora
 
-    model = backend_hf.add_lora(setup.plain_model(), setup.plan)
+    model = add_lora(setup.plain_model(), setup.plan)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     optimizer = backend_hf.MasterAdamW(weights, lr=setup.plan.learning_rate, weight_decay=0.0)
     batches = []
@@ -358,6 +361,17 @@ def write_rows(rows: Sequence[Any], file: Path) -> None:
     file.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), "utf-8")
 
 
+def with_dtype(folder: Path, dtype: str, target: Path) -> Path:
+    """Return ``target``, the checkpoint in ``folder`` with another dtype in its configuration."""
+    target.mkdir()
+    for file in folder.iterdir():
+        if file.name != "config.json":
+            (target / file.name).symlink_to(file)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    (target / "config.json").write_text(json.dumps(config | {"dtype": dtype}), "utf-8")
+    return target
+
+
 def llama_factory(rows: int, multi_turn: bool, environment: Path) -> dict[str, Any]:
     """Train with LLaMA-Factory, in its own environment."""
     setup = Setup(rows, multi_turn)
@@ -370,8 +384,10 @@ def llama_factory(rows: int, multi_turn: bool, environment: Path) -> dict[str, A
             "tags": tags | {"system_tag": "system"},
         }  # fmt: skip
         (Path(scratch) / "dataset_info.json").write_text(json.dumps({"rows": about}))
+        # On a CPU it takes the configuration's dtype, float16, which has no fast products there.
+        base = with_dtype(setup.folder, setup.facts["dtype"], Path(scratch) / "base")
         config = {
-            "model_name_or_path": str(setup.folder), "stage": "sft", "do_train": True, "finetuning_type": "lora",
+            "model_name_or_path": str(base), "stage": "sft", "do_train": True, "finetuning_type": "lora",
             "lora_rank": plan.lora_r, "lora_alpha": plan.lora_alpha, "lora_target": ",".join(plan.target_modules),
             "dataset": "rows", "dataset_dir": scratch, "template": "chatml", "mask_history": True,
             "cutoff_len": plan.max_length, "output_dir": f"{scratch}/adapter", "num_train_epochs": 1,

@@ -9,7 +9,17 @@ from pathlib import Path
 import pytest
 
 from twin import errors
-from twin.errors import GateError, MachineError, StepError, StoppedError, TwinError, UsageError, file_errors, nearest
+from twin.errors import (
+    GateError,
+    MachineError,
+    StepError,
+    StoppedError,
+    TwinError,
+    UsageError,
+    file_errors,
+    first_line,
+    nearest,
+)
 
 
 def test_exit_codes_are_the_contract():
@@ -35,6 +45,13 @@ def test_nearest_names_look_alikes_else_lists_all():
     assert nearest("seeds", ["seed", "speed", "zebra"]) == "Did you mean 'seed' or 'speed'?"
     assert nearest("zzz", ["b", "a"]) == "Known: a, b."
     assert nearest("sam", ["Jo", "Sam Lee"]) == "Did you mean 'Sam Lee'?"
+
+
+def test_the_first_line_of_an_error_is_a_sentence_without_its_stop():
+    assert first_line(ValueError("\n no such layer.\n  in file x\n")) == "no such layer"
+    assert first_line(ValueError(b"lexical error: \xff.\n  {here}")) == "lexical error: \ufffd"
+    assert first_line(OSError(2, "No such file")) == "[Errno 2] No such file"
+    assert [first_line(error) for error in (ValueError(), ValueError(" \n"), ValueError(b""))] == ["ValueError"] * 3
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def float32():
     with pytest.MonkeyPatch.context() as patch:
         import torch
 
-        patch.setattr("twin.training.backend_hf.choose_dtype", lambda device: (torch.float32, "for a test"))
+        patch.setattr("twin.training.start.choose_dtype", lambda device: (torch.float32, "for a test"))
         yield
 
 
@@ -332,14 +332,14 @@ def test_an_adapter_of_another_shape_is_not_taken_up(tmp_path):
     import transformers
     from safetensors.torch import save_file
 
-    from twin.training import backend_hf
     from twin.training.earlier import take_up
+    from twin.training.model import add_lora
 
     small = transformers.LlamaConfig(
         vocab_size=32, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=2,
     )  # fmt: skip
-    model = backend_hf.add_lora(transformers.LlamaForCausalLM(small), PLAN.model_copy(update={"lora_r": 4}))
+    model = add_lora(transformers.LlamaForCausalLM(small), PLAN.model_copy(update={"lora_r": 4}))
     model.save_pretrained(tmp_path)
     file = tmp_path / "adapter_model.safetensors"
     model.to(torch.bfloat16)

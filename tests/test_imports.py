@@ -69,6 +69,8 @@ LATE = {
     "twin.training.earlier",
     "twin.app.server",
     "twin.training.optimizer",
+    "twin.training.model",
+    "twin.training.start",
     "twin.training.tokenizer",
 }
 

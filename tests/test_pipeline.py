@@ -578,7 +578,7 @@ def test_a_run_that_was_stopped_goes_on_and_one_of_other_rows_begins_again(proje
             def begin(*chosen):
                 raise AssertionError
 
-            patch.setattr("twin.training.backend_hf.begin", begin)
+            patch.setattr("twin.training.start.begin", begin)
             pipeline.run("tiny", [], seeded, told, chosen=UNMEASURED)
         assert "Training goes on from adapters/tiny/checkpoints/checkpoint-10" in told.said
         steps = [json.loads(line)["step"] for line in Path("adapters/tiny/metrics.jsonl").read_text().splitlines()]

@@ -180,10 +180,13 @@ def test_every_sample_is_proved_with_or_without_llama_cpp(smollm2, monkeypatch, 
         base = BaseModel("smollm2", "smollm2", smollm2)
         return prove.mask(base, family, tokenizer, learned, held_out, 64, load_settings(), reporter, 2)
 
-    facts, shown = prove_all(built, replace(built, samples=built.samples[:3], origins=built.origins[:3]))
+    facts, shown, kept, measured = prove_all(
+        built, replace(built, samples=built.samples[:3], origins=built.origins[:3])
+    )
     assert (facts["read_by"], facts["samples"], facts["held_out"]) == (name, 7, 3)
     assert facts["supervised_tokens"] == sum(sample.supervised for sample in built.samples)
     assert [one.id for one in shown] == ["r0", "r1"]
+    assert (kept, len(measured.samples), facts["unwritable"]) == (built, 3, 0)
     aloud = "llama-cpp-python is not installed: that the server reads these ids is not checked before training"
     assert any(line.startswith(aloud) for line in reporter.lines) == (name == "the tokenizer")
     last = replace(built.samples[-1], input_ids=built.samples[-1].input_ids[:-1])

@@ -99,6 +99,16 @@ def nearest(word: str, known: Iterable[str]) -> str:
     return "Known: " + ", ".join(choices) + "."
 
 
+def first_line(error: BaseException) -> str:
+    """Return what another library's error says first, without a full stop; its kind where it says nothing.
+
+    What stands below is a trace, a piece of a file or advice to its own users.
+    """
+    told = error.args[0] if len(error.args) == 1 else None
+    words = (told.decode("utf-8", "replace") if isinstance(told, bytes) else str(error)).strip()
+    return words.splitlines()[0].rstrip(". ") if words else type(error).__name__
+
+
 @contextmanager
 def file_errors(path: Path, doing: str) -> Iterator[None]:
     """Turn the operating system's complaints about ``path`` into a sentence and a hint.

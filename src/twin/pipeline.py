@@ -165,10 +165,10 @@ def _help_train() -> None:
 
 def _say_of_an_idle_gpu(plan: TrainPlan, reporter: Reporter) -> None:
     """Say so where a GPU is here that PyTorch can't use, which would train on the CPU without a word."""
-    from twin.training import backend_hf, hardware
+    from twin.training import hardware, start
 
     if plan.device == "auto" and (reason := hardware.why_no_cuda()):
-        reporter.say(f"The GPU that is here is not used: {reason}. {backend_hf.GPU_HINT}.")
+        reporter.say(f"The GPU that is here is not used: {reason}. {start.GPU_HINT}.")
 
 
 def _train(
@@ -201,7 +201,7 @@ def _train(
         begun_by = runs.begun_backend(paths, checkpoint, go_on)
         backend = backends.ready(plan, base.folder, not (dry_run or explain), begun_by)  # Unsloth has to be first
         from twin.evaluate.likelihood import compare
-        from twin.training import backend_hf, many, record
+        from twin.training import backend_hf, many, record, start
         from twin.training.samples import build_samples
         from twin.training.tokenizer import load_tokenizer
     _say_of_an_idle_gpu(plan, reporter)
@@ -219,7 +219,7 @@ def _train(
     with reporter.task("Reading rows"):
         built = build_samples(rows.train, tokenizer, family, plan.max_length)
         held_out = chat_samples(rows.val, tokenizer, family, plan.max_length)
-    proved, shown = prove.mask(
+    proved, shown, built, held_out = prove.mask(
         base, family, tokenizer, built, held_out, plan.max_length, settings, reporter, show_mask
     )  # fmt: skip
     see(shown)
@@ -229,15 +229,10 @@ def _train(
         "mask": proved, "provenance": rows.provenance, "report_to": list(settings.train.report_to), **about,
     }  # fmt: skip
     if dry_run or explain:
-        would = backend_hf.begin(plan, base.folder, built.samples, backend)
-        facts["result"] = record.foreseen(plan, base.folder, built.samples, would) | {
-            **(
-                {"explain": record.explained(plan, base.folder, rows.train, built.samples, count, would)}
-                if explain
-                else {}
-            ),
-            "seconds": round(time.perf_counter() - started, 3),
-        }
+        would = start.begin(plan, base.folder, built.samples, backend)
+        facts["result"] = record.foreseen(
+            plan, base.folder, built.samples, would, (rows.train, count) if explain else None
+        ) | {"seconds": round(time.perf_counter() - started, 3)}
         return TrainedRun(paths, facts, mask=shown)
     job_facts = {
         **plan.model_dump(),
@@ -249,17 +244,17 @@ def _train(
     with files.exclusive(paths.root), files.scratch_dir(paths.root) as scratch:
         checkpoint = checkpoint or _checkpoint(paths, job_facts, go_on, reporter)
         begun = runs.bind_checkpoints(
-            paths, checkpoint, job_facts, lambda: asdict(backend_hf.begin(plan, base.folder, built.samples, backend))
+            paths, checkpoint, job_facts, lambda: asdict(start.begin(plan, base.folder, built.samples, backend))
         )
         job = backend_hf.Job(
             base.folder, base.hub_id, plan, built.samples, held_out.samples if held_out else (), paths.checkpoints,
-            scratch, backend_hf.begun_with(begun), checkpoint, tuple(settings.train.report_to),
-            earlier.paths.adapter_weights if earlier else None,
+            scratch, start.begun_with(begun), checkpoint, tuple(settings.train.report_to),
+            earlier.paths.adapter_weights if earlier else None, time.perf_counter() - started,
         )  # fmt: skip
         outcome = backend_hf.train(many.lead(job), reporter)
         change = asdict(compare(outcome.before, outcome.after)) if held_out else None
         since = asdict(compare(outcome.earlier, outcome.after)) if outcome.earlier else None
-        facts["result"] = record.result(outcome, change, time.perf_counter() - started, since)
+        facts["result"] = record.result(outcome, change, outcome.seconds_before + time.perf_counter() - started, since)
         record.install(
             paths, scratch, family, facts, outcome,
             further.learned_by(earlier) | record.learned_from(plan, built, outcome.best_step),

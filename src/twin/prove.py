@@ -223,8 +223,10 @@ def mask(
     settings: Settings,
     reporter: Reporter,
     show: int = 0,
-) -> tuple[dict[str, Any], tuple[Masked, ...]]:
+) -> tuple[dict[str, Any], tuple[Masked, ...], Samples, Samples | None]:
     """Check every sample: its ids are those that a server reads of its row, and reply and end token are what it learns.
+
+    A sample whose reply the vocabulary can't write is left out, aloud.
 
     Args:
         base: the base model.
@@ -238,7 +240,7 @@ def mask(
         show: how many samples to return as text.
 
     Returns:
-        What was proved, for ``run.json``; and the samples to show.
+        What was proved, for ``run.json``; the samples to show; and those to learn and to measure.
 
     Raises:
         GateError: the first difference, with its row; see ``training.mask``.
@@ -249,8 +251,11 @@ def mask(
     with _reader(base, family, tokenizer, settings.gguf.llama_cpp, reporter) as (reader, name):
         with reporter.task("Checking what each sample learns", total=total) as task:
             done = proof.check(learned, reader, family, max_length, name, task.advance)
-            measured = held_out and proof.check(held_out, reader, family, max_length, name, task.advance)
-        shown = tuple(proof.show(learned, reader, show))
+            measured = proof.check(held_out, reader, family, max_length, name, task.advance) if held_out else None
+        shown = tuple(proof.show(done.kept, reader, show))
+    unwritable = (*done.unwritable, *(measured.unwritable if measured else ()))
+    if unwritable:
+        reporter.say(f"{len(unwritable)} replies are left out, for the vocabulary can't write them. {unwritable[0]}")
     facts = {
         "proved": "each prompt is the Go template's, and what is learned is the reply and its end token",
         "read_by": name,
@@ -258,8 +263,9 @@ def mask(
         "supervised_tokens": done.supervised,
         "held_out": measured.samples if measured else 0,
         "replies_read_by_themselves": done.by_itself,
+        "unwritable": len(unwritable),
     }
-    return facts, shown
+    return facts, shown, done.kept, measured.kept if measured else None
 
 
 # ---------------------------------------------------------------- twin check

@@ -98,6 +98,7 @@ class TrainedRun:
     def as_json(self) -> dict[str, Any]:
         """Return the object of ``--json``."""
         counts = {key: self.record["dataset"][key] for key in ("samples", "shortened", "too_long")}
+        counts["unwritable"] = self.record["mask"]["unwritable"]
         mask = {"mask": [one.as_json() for one in self.mask]} if self.mask else {}
         about = {"adapter": str(self.paths.root), "base_model": self.record["base_model"]}
         earlier = {"earlier": self.record["earlier"]} if "earlier" in self.record else {}

@@ -53,8 +53,9 @@ stay("starting")
     [
         ("starting", lambda process: os.killpg(process.pid, signal.SIGINT), 130),  # as a terminal does
         ("working", lambda process: [process.send_signal(signal.SIGTERM) for _ in range(2)], 143),  # as timeout(1) does
+        ("working", lambda process: process.send_signal(signal.SIGHUP), 129),  # as a terminal that is closed does
     ],
-    ids=["Ctrl-C", "SIGTERM"],
+    ids=["Ctrl-C", "SIGTERM", "SIGHUP"],
 )
 def test_an_export_in_several_processes_is_ended(
     brain: Callable[..., Path], place: str, send: Callable[[subprocess.Popen[str]], object], code: int

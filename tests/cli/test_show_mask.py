@@ -96,9 +96,20 @@ def test_a_dry_run_shows_and_trains_nothing(twin):
 
 
 @pytest.mark.slow
-def test_a_row_that_a_server_reads_in_another_way_stops_training(twin):
+def test_a_reply_that_the_vocabulary_can_not_write_is_left_out_and_counted(twin):
     rows("fine", "no\x06pe")
+    done = twin(*TRAIN[:-1], "--json")
+    said = json.loads(done.stdout)
+    assert (done.returncode, said["unwritable"], said["supervised_tokens"]) == (0, 1, 2 * 2)  # two passes
+    assert "1 replies are left out, for the vocabulary can't write them. What is learned of 'rows.jsonl:2@2'" in (
+        done.stderr
+    )
+
+
+@pytest.mark.slow
+def test_rows_of_which_the_vocabulary_can_write_none_stop_training(twin):
+    rows("no\x06pe")
     done = twin(*TRAIN)
     assert (done.returncode, done.stdout) == (5, "")
-    assert done.stderr.startswith("Error: What is learned of 'rows.jsonl:2@2' does not spell its reply, at byte 2: ")
+    assert done.stderr.startswith("Error: What is learned of 'rows.jsonl:1@2' does not spell its reply, at byte 2: ")
     assert not Path("adapters").exists()

@@ -19,8 +19,11 @@ from twin.errors import GateError, MachineError, UsageError
 from twin.presets import load_preset, plan_training
 from twin.progress import Silent
 from twin.settings import TrainSettings
-from twin.training import attention, backend_hf, execution
+from twin.training import attention, backend_hf, execution, lora_products, start
+from twin.training.model import add_lora, load_model
+from twin.training.passes import plan_passes
 from twin.training.samples import Sample
+from twin.training.start import Begun, begin, choose_dtype
 
 SAMPLES = [
     Sample(f"r{number}", f"c{number // 3}", "chat", (1, 2, 3, *range(4, 8 + number % 5), 40 + number, 41, 2), 4)
@@ -77,7 +80,7 @@ class _Stopping:
 def train(base, plan, folder, resume=None, reporter=None, val=SAMPLES[:6], begun=None):
     folder.mkdir(exist_ok=True)
     checkpoint = runs.find_checkpoint(resume, runs.RunPaths(folder))
-    begun = begun or backend_hf.begin(plan, base, SAMPLES)
+    begun = begun or begin(plan, base, SAMPLES)
     job = backend_hf.Job(base, "owner/model", plan, SAMPLES[6:], val, folder / "checkpoints", folder, begun, checkpoint)
     return backend_hf.train(job, reporter or Silent())
 
@@ -244,7 +247,7 @@ def test_memory_that_ends_elsewhere_than_in_a_step_is_one_sentence(base, plan, t
 
 def test_a_launcher_s_dtype_is_not_taken(base, plan, tmp_path, monkeypatch):
     """accelerate's settings file sets this variable; its autocast would mix two dtypes in one product."""
-    begun = backend_hf.Begun("cpu", "float32", "for a test", 1)
+    begun = Begun("cpu", "float32", "for a test", 1)
     train(base, plan, tmp_path / "plain", val=(), begun=begun)
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
     train(base, plan, tmp_path / "launched", val=(), begun=begun)
@@ -255,7 +258,7 @@ def test_a_launcher_s_dtype_is_not_taken(base, plan, tmp_path, monkeypatch):
 
 def test_four_bits_are_for_a_gpu(base, plan):
     with pytest.raises(UsageError, match="trained on cpu"):
-        backend_hf.begin(plan.model_copy(update={"four_bit": True}), base, SAMPLES)
+        begin(plan.model_copy(update={"four_bit": True}), base, SAMPLES)
 
 
 @pytest.mark.slow
@@ -315,21 +318,21 @@ def test_small_updates_are_not_rounded_away():
 
 
 def test_target_modules_that_the_model_lacks_are_refused(base, plan):
-    model = backend_hf.load_model(base, "cpu", torch.float32)
+    model = load_model(base, "cpu", torch.float32)
     with pytest.raises(GateError, match=r"The base model has no module qkv_proj\."):
-        backend_hf.add_lora(model, plan.model_copy(update={"target_modules": ["qkv_proj", "o_proj"]}))
+        add_lora(model, plan.model_copy(update={"target_modules": ["qkv_proj", "o_proj"]}))
 
 
 def test_the_dtype_of_a_cpu_is_measured_and_the_reason_told():
-    dtype, why = backend_hf.choose_dtype("cpu")
+    dtype, why = choose_dtype("cpu")
     ratio = float(re.search(r"run at (\d+\.\d)x the rate of float32", why)[1])
     assert ratio == 1.2 or dtype == (torch.bfloat16 if ratio > 1.2 else torch.float32)  # told in tenths
 
 
 def test_slow_products_are_measured_few_times(monkeypatch):
     clock = itertools.count(step=0.5)  # each look at it is half a second later
-    monkeypatch.setattr(backend_hf, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
-    assert backend_hf.choose_dtype("cpu")[0] == torch.float32
+    monkeypatch.setattr(start, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    assert choose_dtype("cpu")[0] == torch.float32
     assert next(clock) == 3.0  # three looks for each dtype: where it began, and one product
 
 
@@ -338,14 +341,14 @@ def test_slow_products_are_measured_few_times(monkeypatch):
 
 def plain_loop(base, plan, samples):
     """Return the adapter that a tutorial's loop gives: samples one by one, AdamW, the cosine, no tree, no Trainer."""
-    model = backend_hf.load_model(base, "cpu", torch.float32)
+    model = load_model(base, "cpu", torch.float32)
     model.set_attn_implementation("eager")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(backend_hf.lora_products, "install", lambda model: {})  # PEFT's own products
-        model = backend_hf.add_lora(model, plan)
+        patch.setattr(lora_products, "install", lambda model: {})  # PEFT's own products
+        model = add_lora(model, plan)
     model.train()
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    steps = list(itertools.chain.from_iterable(backend_hf.plan_passes(samples, plan)))
+    steps = list(itertools.chain.from_iterable(plan_passes(samples, plan)))
     optimizer = torch.optim.AdamW(trained, lr=plan.learning_rate, weight_decay=0.0)
     schedule = transformers.get_cosine_schedule_with_warmup(optimizer, len(steps) // 20, len(steps))
     for step in steps:
@@ -372,7 +375,7 @@ def test_twenty_steps_along_trees_give_the_weights_of_the_plain_loop(base, plan,
     """Controls: siblings that see one another, places off by one, a branch without values; over 1e-2 apart each."""
     steps, plain = plain_loop(base, plan, SAMPLES[6:])
     assert steps >= 20
-    begun = backend_hf.Begun("cpu", "float32", "for a test", 1)
+    begun = Begun("cpu", "float32", "for a test", 1)
     outcome = train(base, plan, tmp_path / "tree", val=(), begun=begun)
     assert (outcome.execution, outcome.steps) == ("prefix tree", steps)
     assert outcome.unique_tokens < outcome.tokens - outcome.steps

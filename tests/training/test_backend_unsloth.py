@@ -34,6 +34,7 @@ from twin.progress import Silent
 from twin.records import Sample
 from twin.settings import TrainSettings
 from twin.training import backend_hf
+from twin.training.start import begin
 
 base, folder, bits = pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), sys.argv[4]
 samples = [
@@ -42,7 +43,7 @@ samples = [
 ]
 settings = TrainSettings(epochs=2, batch_size=6, learning_rate=1e-3, lora_r=8, device="cuda", four_bit=bits == "4")
 plan = plan_training(settings, load_preset("smollm2-135m"))
-begun = backend_hf.begin(plan, base, samples, backends.Chosen(backend, "asked for"))
+begun = begin(plan, base, samples, backends.Chosen(backend, "asked for"))
 folder.mkdir()
 job = backend_hf.Job(base, "owner/model", plan, samples[4:], samples[:4], folder / "checkpoints", folder, begun)
 done = backend_hf.train(job, Silent())

@@ -98,7 +98,7 @@ def test_a_package_that_does_not_come_up_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.delitem(sys.modules, "unsloth", raising=False)
     with pytest.raises(MachineError) as caught:
         backends.first_import("unsloth")
-    assert caught.value.message == "Unsloth can't be used here: it needs an accelerator"
+    assert caught.value.message == "Unsloth can't be used here: it needs an accelerator."
     assert "--backend hf" in caught.value.hint
 
 
@@ -115,7 +115,7 @@ def test_the_command_refuses_unsloth_on_a_cpu(isolated):
 def test_a_target_module_that_the_model_lacks_is_refused():
     import transformers
 
-    from twin.training.backend_hf import check_targets
+    from twin.training.model import check_targets
 
     config = transformers.LlamaConfig(
         vocab_size=32, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2

@@ -7,7 +7,9 @@ import transformers
 from tests.training.test_execution import SAMPLES, SMALL
 from twin.presets import load_preset, plan_training
 from twin.settings import TrainSettings
-from twin.training import attention, backend_hf, budget, execution
+from twin.training import attention, budget, execution
+from twin.training.model import add_lora
+from twin.training.start import begin
 
 GIGABYTE = 1 << 30
 
@@ -22,7 +24,7 @@ def with_lora(plan, device):
     config = transformers.LlamaConfig(**SMALL)
     with torch.device(device):
         model = transformers.AutoModelForCausalLM.from_config(config, attn_implementation=attention.NAME)
-        return backend_hf.add_lora(model, plan)
+        return add_lora(model, plan)
 
 
 def test_a_model_without_weights_tells_what_the_real_one_keeps(plan):
@@ -53,7 +55,7 @@ def test_a_run_begins_with_a_budget_where_its_model_takes_a_tree(plan, tmp_path,
     ):
         getattr(transformers, f"{name}Config")(**{**SMALL, **options}).save_pretrained(tmp_path / name)
         own = plan.model_copy(update={"target_modules": ["q_proj", "v_proj"]})
-        assert backend_hf.begin(own, tmp_path / name, SAMPLES).token_budget == expected, name
+        assert begin(own, tmp_path / name, SAMPLES).token_budget == expected, name
 
 
 def test_a_container_s_memory_is_what_is_left_of_its_limit(tmp_path, monkeypatch):

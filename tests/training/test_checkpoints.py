@@ -23,12 +23,14 @@ from twin.errors import MachineError, StepError, StoppedError, UsageError
 from twin.presets import load_preset, plan_training
 from twin.progress import Silent
 from twin.settings import TrainSettings
-from twin.training import backend_hf, checkpoints, execution
+from twin.training import checkpoints, execution
 from twin.training.checkpoints import plan_measuring
+from twin.training.passes import plan_passes
+from twin.training.start import Begun, begin, begun_with
 
 POSIX = sys.platform != "win32"
 # One thread: the model is so small that two would only wait for one another.
-ONE = backend_hf.Begun("cpu", "float32", "for a test", 1)
+ONE = Begun("cpu", "float32", "for a test", 1)
 HALF = replace(ONE, dtype="bfloat16")
 
 
@@ -228,8 +230,24 @@ def test_a_signal_ends_after_the_step_with_a_checkpoint(base, whole, tmp_path, h
     assert said.said == ["Training ends after this step, with a checkpoint. Ctrl-C once more ends it at once."]
     assert steps_kept(tmp_path) == [13]
     assert not (tmp_path / "adapter_model.safetensors").exists()
-    assert losses(train(base, plan_of(), tmp_path, resume="auto")) == losses(whole[1])
+    spent = checkpoints.seconds_until(tmp_path / "checkpoints/checkpoint-13")
+    done = train(base, plan_of(), tmp_path, resume="auto")
+    assert losses(done) == losses(whole[1])
     assert alike(tmp_path, whole[0])
+    assert (whole[1].seconds_before, done.seconds_before) == (0, spent)
+    # What the last checkpoint says counts both processes, and more than the steps.
+    whole_time = checkpoints.seconds_until(tmp_path / "checkpoints/checkpoint-30")
+    assert 0 < sum(line["seconds"] for line in done.logs[:13]) < spent < spent + done.seconds < whole_time
+
+
+def test_a_checkpoint_that_does_not_say_how_long_it_took(tmp_path):
+    assert checkpoints.seconds_until(None) == checkpoints.seconds_until(tmp_path) == 0
+    (tmp_path / "spent.json").write_text('{"seconds": 1e999}')
+    with pytest.raises(UsageError):
+        checkpoints.seconds_until(tmp_path)
+    for said, seconds in (('{"seconds": 2.5}', 2.5), ('{"seconds": "2"}', 0), ("{}", 0)):
+        (tmp_path / "spent.json").write_text(said)
+        assert checkpoints.seconds_until(tmp_path) == seconds
 
 
 @pytest.mark.skipif(not POSIX, reason="POSIX signals")
@@ -259,16 +277,16 @@ def test_an_ignored_signal_stays_ignored(base, whole, tmp_path, hears):
 
 def test_a_run_goes_on_with_the_dtype_and_threads_it_was_begun_with(base, tmp_path):
     paths = runs.RunPaths(tmp_path)
-    begun = backend_hf.begin(plan_of(), base, SAMPLES)
+    begun = begin(plan_of(), base, SAMPLES)
     facts = asdict(HALF)
     assert runs.bind_checkpoints(paths, None, {}, lambda: facts) == facts
-    train(base, plan_of(), tmp_path, reporter=At(), begun=backend_hf.begun_with(facts))
+    train(base, plan_of(), tmp_path, reporter=At(), begun=begun_with(facts))
     checkpoint = runs.newest_checkpoint(paths.checkpoints)
 
     def measure_again():
         raise AssertionError
 
-    again = backend_hf.begun_with(runs.bind_checkpoints(paths, checkpoint, {}, measure_again))
+    again = begun_with(runs.bind_checkpoints(paths, checkpoint, {}, measure_again))
     assert again == HALF != begun
     threads = []
     train(base, plan_of(), tmp_path, begun=again, reporter=At(5, lambda: threads.append(torch.get_num_threads())))
@@ -317,9 +335,9 @@ def interrupt():
 )  # fmt: skip
 def test_a_changed_record_of_the_beginning_is_refused(change):
     facts = asdict(HALF)
-    assert backend_hf.begun_with(facts) == HALF
+    assert begun_with(facts) == HALF
     with pytest.raises(UsageError, match="says oddly what the run was begun with"):
-        backend_hf.begun_with(facts | change)
+        begun_with(facts | change)
 
 
 # ---------------------------------------------------------------- the held-out loss in between
@@ -390,7 +408,7 @@ def test_a_row_whose_loss_is_no_number_is_named_and_the_weights_before_it_are_ke
     broken = save_base(tmp_path / "base", nan_token=60)
     assert SAMPLES[20].input_ids[-3] == 60
     plan = plan_of()
-    steps = [rows for one in backend_hf.plan_passes(SAMPLES[6:], plan) for rows in one]
+    steps = [rows for one in plan_passes(SAMPLES[6:], plan) for rows in one]
     step = next(at for at, rows in enumerate(steps, 1) if SAMPLES[20] in rows)
     assert step > 1
     with pytest.raises(StepError) as caught:

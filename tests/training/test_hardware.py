@@ -13,7 +13,8 @@ from types import SimpleNamespace
 import pytest
 
 from twin.errors import MachineError
-from twin.training import backend_hf, hardware
+from twin.training import hardware
+from twin.training.start import choose_device
 
 
 def test_the_machine_is_told_and_nobody_is_named() -> None:
@@ -60,9 +61,9 @@ def test_a_gpu_that_pytorch_cannot_use_is_told_with_the_reason(monkeypatch: pyte
         pytest.skip("PyTorch can use the GPU")
     monkeypatch.setenv("PATH", str(isolated))
     assert hardware.why_no_cuda() is None
-    assert backend_hf.choose_device("auto") in ("cpu", "mps")
+    assert choose_device("auto") in ("cpu", "mps")
     with pytest.raises(MachineError, match="PyTorch finds no device 'cuda' here"):
-        backend_hf.choose_device("cuda")
+        choose_device("cuda")
     program = isolated / "nvidia-smi"
     program.write_text("#!/bin/sh\necho 'GPU 0: NVIDIA Test (UUID: x)'\n")
     program.chmod(0o755)
@@ -70,6 +71,6 @@ def test_a_gpu_that_pytorch_cannot_use_is_told_with_the_reason(monkeypatch: pyte
     assert reason
     assert "\n" not in reason
     with pytest.raises(MachineError) as caught:
-        backend_hf.choose_device("cuda")
+        choose_device("cuda")
     assert caught.value.message == f"PyTorch can't use the GPU that is here: {reason}."
     assert "driver" in caught.value.hint

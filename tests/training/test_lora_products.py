@@ -12,7 +12,8 @@ from tests.training.test_attention import assert_same
 from tests.training.test_execution import SAMPLES, random_model
 from twin.presets import load_preset, plan_training
 from twin.settings import TrainSettings
-from twin.training import backend_hf, lora_products
+from twin.training import lora_products
+from twin.training.model import add_lora, compute_again, load_model
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -158,7 +159,7 @@ def test_on_a_gpu_weights_of_4_bits_give_what_peft_gives(cuda, tmp_path, monkeyp
     found = []
     for install in (lora_products.install, lambda model: None):
         monkeypatch.setattr(lora_products, "install", install)
-        model = backend_hf.add_lora(backend_hf.load_model(tmp_path, "cuda", torch.float32, four_bit=True), plan)
+        model = add_lora(load_model(tmp_path, "cuda", torch.float32, four_bit=True), plan)
         torch.manual_seed(1)
         for part, weight in model.named_parameters():
             if "lora_B" in part:
@@ -185,7 +186,7 @@ def test_layers_that_are_computed_again_leave_nothing_behind():
     theirs, ours, _ = both()
     held = []
     for model in (theirs, ours):
-        backend_hf.compute_again(model)
+        compute_again(model)
         trained(model)
         model.zero_grad()
         before = alive()

@@ -81,7 +81,7 @@ def test_every_sample_of_random_turns_is_proved(llama, tokenizer, said, system, 
 
 def test_a_reply_that_would_join_its_prompt_is_read_by_itself(llama, tokenizer):
     built = build_samples([row("a?", "\n\nlate"), row("a?", "late")], tokenizer, CHATML, 256)
-    assert check(built, llama, CHATML, 256) == Proof(2, sum(one.supervised for one in built.samples), 1)
+    assert check(built, llama, CHATML, 256) == Proof(built, sum(one.supervised for one in built.samples), 1)
 
 
 # ---------------------------------------------------------------- it says no
@@ -139,20 +139,36 @@ def test_a_reply_that_the_vocabulary_can_not_write(tokenizer, reader):
     built = build_samples(
         [row("a?", "b"), row("a?", "one\x06two", row_id="x"), row("\x06", "c")], tokenizer, CHATML, 256
     )
-    with pytest.raises(GateError) as caught:
-        check(built, reader, CHATML, 256)
-    assert caught.value.message == (
+    proof = check(built, reader, CHATML, 256)
+    assert proof.unwritable == (
         "What is learned of 'x' does not spell its reply, at byte 3: the row «one\\x06two<|im_end|><end>», "
-        "the ids «onetwo<|im_end|><end>»."
+        "the ids «onetwo<|im_end|><end>».",
     )
+    assert [sample.id for sample in proof.kept.samples] == [built.samples[0].id, built.samples[2].id]
+    assert [origin.row.id for origin in proof.kept.origins] == [built.origins[0].row.id, built.origins[2].row.id]
+    assert proof.supervised == built.samples[0].supervised + built.samples[2].supervised
+    assert check(proof.kept, reader, CHATML, 256).unwritable == ()
+
+
+def test_a_vocabulary_that_can_write_no_reply(tokenizer, reader):
+    with pytest.raises(GateError, match="does not spell its reply") as caught:
+        check(build_samples([row("a?", "one\x06two")], tokenizer, CHATML, 256), reader, CHATML, 256)
     assert caught.value.hint.startswith("The vocabulary can't write that.")
 
 
+def test_a_wrong_sample_beside_one_that_can_not_be_written_is_still_refused(tokenizer, reader):
+    built = build_samples([row("a?", "one\x06two"), row("a?", "b", row_id="y")], tokenizer, CHATML, 256)
+    last = replace(built.samples[1], input_ids=built.samples[1].input_ids[:-1])
+    with pytest.raises(GateError, match="of 'y' is not learned"):
+        check(replace(built, samples=(built.samples[0], last)), reader, CHATML, 256)
+
+
 def test_all_rows_that_are_refused_are_named_at_once(tokenizer, llama):
-    rows = [row("a?", "one\x06two", row_id=f"r{number}") for number in range(9)]
+    built = build_samples([row("a?", "b", row_id=f"r{number}") for number in range(9)], tokenizer, CHATML, 256)
+    cut = tuple(replace(sample, input_ids=sample.input_ids[:-1]) for sample in built.samples)
     with pytest.raises(GateError) as caught:
-        check(build_samples(rows, tokenizer, CHATML, 256), llama, CHATML, 256)
-    assert caught.value.message.endswith("<end>». Refused too: 'r1', 'r2', 'r3', 'r4', 'r5', 3 more.")
+        check(replace(built, samples=cut), llama, CHATML, 256)
+    assert caught.value.message.endswith("is not learned. Refused too: 'r1', 'r2', 'r3', 'r4', 'r5', 3 more.")
 
 
 def test_an_id_of_the_prompt_that_was_swapped(built, reader):

@@ -11,7 +11,8 @@ from twin.errors import MachineError
 from twin.presets import load_preset, plan_training
 from twin.records import Sample
 from twin.settings import TrainSettings
-from twin.training import backend_hf, memory
+from twin.training import memory
+from twin.training.model import add_lora
 
 PLAN = plan_training(TrainSettings(lora_r=4), load_preset("smollm2-135m"))
 LAYERS = 4
@@ -24,17 +25,20 @@ MODEL = memory.Need(
 )  # fmt: skip
 
 
-@pytest.fixture(params=["Llama", "Phi3", "Gemma2", "Qwen3", "SmolLM3"])
+@pytest.fixture(params=["Llama", "Phi3", "Gemma2", "Qwen3", "SmolLM3", "Gemma3"])
 def folder(request, tmp_path):
-    config = getattr(transformers, f"{request.param}Config")(**SMALL | {"num_hidden_layers": LAYERS})
-    config.save_pretrained(tmp_path)
+    small = SMALL | {"num_hidden_layers": LAYERS}
+    if request.param == "Gemma3":  # what it is for text is a part of its configuration
+        eyes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        small = {"text_config": small, "vision_config": eyes | {"image_size": 28, "patch_size": 14}}
+    getattr(transformers, f"{request.param}Config")(**small).save_pretrained(tmp_path)
     return tmp_path
 
 
 def lora(model):
     names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
     targets = [name for name in (*PLAN.target_modules, "qkv_proj", "gate_up_proj") if name in names]
-    return backend_hf.add_lora(model, PLAN.model_copy(update={"target_modules": targets}))
+    return add_lora(model, PLAN.model_copy(update={"target_modules": targets}))
 
 
 def test_what_is_counted_is_what_a_real_model_saves(folder):

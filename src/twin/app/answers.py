@@ -12,6 +12,8 @@ from typing import Any
 
 import ijson
 
+from twin.errors import first_line
+
 MAX_DEPTH = 100
 MAX_VALUE_BYTES = 64 << 20  # of one text or number
 # ijson's C parser has no word for a number of thousands of digits: Python's own refusal comes out as a SystemError.
@@ -51,7 +53,7 @@ class ObjectCheck:
         try:
             self._parser.send(piece)
         except _BROKEN as error:
-            raise BrokenAnswerError(f"broken JSON ({_first_line(error)})") from None
+            raise BrokenAnswerError(f"broken JSON ({first_line(error)[:100]})") from None
         self._silent_bytes = 0 if self._events else self._silent_bytes + len(piece)
         if self._silent_bytes > MAX_VALUE_BYTES:
             raise BrokenAnswerError(f"JSON with a value of over {MAX_VALUE_BYTES:,} bytes")
@@ -67,7 +69,7 @@ class ObjectCheck:
         try:
             self._parser.close()
         except _BROKEN as error:
-            raise BrokenAnswerError(f"cut short ({_first_line(error)})") from None
+            raise BrokenAnswerError(f"cut short ({first_line(error)[:100]})") from None
         self._see(self._events)
 
     def _see(self, events: Iterable[tuple[str, Any]]) -> None:
@@ -95,8 +97,3 @@ class ObjectCheck:
                 self.items[self._key] += 1
         elif self._depth > 2 and event not in _OPENS and value not in ("", None):
             self.items[self._key] += 1
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0][:100] if lines else type(error).__name__

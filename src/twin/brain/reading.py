@@ -10,7 +10,7 @@ from typing import IO, Any
 import orjson
 
 from twin.brain.document import Document
-from twin.errors import UsageError
+from twin.errors import UsageError, first_line
 from twin.records import Conversation, Message
 
 WHOLE_BYTES = 64 << 20  # JSON up to this size is parsed at once: six times as fast, and ten times its size in memory
@@ -90,18 +90,11 @@ def json_items(document: Document, *path: str) -> Iterator[Any]:
                 done += 1
                 yield item
         except (ijson.JSONError, UnicodeDecodeError, RecursionError) as error:
-            reason = _first_line(error)
+            reason = first_line(error)
             if "UTF8" in reason or isinstance(error, UnicodeDecodeError):
                 raise document.not_text("utf-8", f"after {done} items") from None
             hint = "Export it again." if isinstance(error, RecursionError) else "It may be cut short: export it again."
             raise UsageError(f"{document} is broken JSON after {done} items: {reason}.", hint) from None
-
-
-def _first_line(error: Exception) -> str:
-    """Return what a parser says, without the piece of the file that it shows below."""
-    told = error.args[0] if error.args else ""
-    words = (told.decode("utf-8", "replace") if isinstance(told, bytes) else str(told)).strip()
-    return words.splitlines()[0].rstrip(".") if words else type(error).__name__
 
 
 class _Shallow:

@@ -13,14 +13,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from twin.cli.console import Output
 from twin.errors import (
     EXIT_INTERRUPTED,
     EXIT_OK,
-    EXIT_TERMINATED,
     EXIT_USAGE,
     StoppedError,
     TwinError,
@@ -33,8 +32,20 @@ _ONE_REQUEST_SECONDS = 1.0
 _LAST_WORDS_SECONDS = 1.0  # a launcher ends all processes once one has failed: the first one speaks before that
 
 
+# A terminal that is closed sends SIGHUP; Windows has none.
+_ENDS = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
+
+
 class _TerminatedError(BaseException):
-    """SIGTERM, on its way up through whatever has to be tidied; like KeyboardInterrupt nothing else may catch it."""
+    """SIGTERM or SIGHUP, on its way up through whatever has to be tidied; like KeyboardInterrupt nothing may catch it.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.exit_code = 128 + number  # as a shell tells of it: EXIT_TERMINATED
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -42,26 +53,29 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     output = Output(json="--json" in given)
     try:
-        with _sigterm_raises():
+        with _ends_raise():
             code = _run(given, output)
             if code and not place().speaks:
                 time.sleep(_LAST_WORDS_SECONDS)
     except KeyboardInterrupt:
         code = EXIT_INTERRUPTED
-    except _TerminatedError:
-        code = EXIT_TERMINATED
+    except _TerminatedError as error:
+        code = error.exit_code
     else:
         return code
-    output.interrupted(code)
+    with suppress(OSError):  # the terminal may be gone
+        output.interrupted(code)
     return code
 
 
 @contextmanager
-def _sigterm_raises() -> Iterator[None]:
-    """Let SIGTERM end the block as Ctrl-C would, so that nothing half-written and no process of ours stays behind."""
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
-        yield
-        return
+def _ends_raise() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the block as Ctrl-C would, so that nothing half-written and no process stays behind.
+
+    One that is ignored (``nohup``) stays so.
+    """
+    in_main = threading.current_thread() is threading.main_thread()
+    taken = [number for number in _ENDS if in_main and signal.getsignal(number) == signal.SIG_DFL]
     last = -_ONE_REQUEST_SECONDS
 
     def terminate(number: int, frame: object) -> None:
@@ -69,13 +83,15 @@ def _sigterm_raises() -> Iterator[None]:
         now = time.monotonic()
         if now - last >= _ONE_REQUEST_SECONDS:  # timeout(1) sends it twice: the second must not stop the tidying up
             last = now
-            raise _TerminatedError
+            raise _TerminatedError(number)
 
-    signal.signal(signal.SIGTERM, terminate)
+    for number in taken:
+        signal.signal(number, terminate)
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number in taken:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _run(given: list[str], output: Output) -> int:

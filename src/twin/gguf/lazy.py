@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from twin.errors import StepError, UsageError
+from twin.errors import StepError, UsageError, first_line
 from twin.gguf.reader import raw_fields
 
 # The converter's lazy types wrap each call in one of these closures; it names none of its nodes.
@@ -194,7 +194,7 @@ def convert(
         model.prepare_metadata(vocab_only=False)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, NotImplementedError, OSError) as error:
         raise StepError(
-            f"llama.cpp's converter refused the model: {(str(error).splitlines() or ['it said nothing'])[0]}",
+            f"llama.cpp's converter refused the model: {first_line(error)}",
             "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
         ) from None
     writer = model.gguf_writer

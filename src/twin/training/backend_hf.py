@@ -11,190 +11,41 @@ import math
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields, replace
-from importlib.util import find_spec
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import peft
 import torch
 import transformers
 from safetensors import SafetensorError
 
 from twin import files
-from twin.errors import GateError, MachineError, StepError, StoppedError, TwinError, UsageError
+from twin.errors import MachineError, StepError, StoppedError, TwinError, UsageError
 from twin.presets import TrainPlan
 from twin.progress import Figures, Reporter, Task, peak_rss_bytes
 from twin.records import Sample, Scored
 from twin.runs import METRICS, RunPaths
 from twin.training import (
-    attention,
     backends,
-    budget,
     execution,
-    hardware,
-    lora_products,
     many,
-    memory,
     metrics,
     trackers,
 )
-from twin.training.backends import HF, PLAIN, UNSLOTH, Chosen
-from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring
+from twin.training.backends import UNSLOTH
+from twin.training.checkpoints import CheckpointTrainer, NotFiniteError, plan_measuring, seconds_until
 from twin.training.earlier import take_up
 from twin.training.execution import Execution, Piece, losses_of_each
+from twin.training.model import add_lora, compute_again, load_model
 from twin.training.optimizer import MasterAdamW
-from twin.training.padded import Padded
-from twin.training.prefix_tree import Pack, batches
+from twin.training.passes import plan_passes, plan_steps
+from twin.training.start import Begun
 
-# Packs differ in length, and oneDNN keeps a compiled kernel for each shape: 1,024 of them, and PyTorch as many again,
-# which is a gigabyte. These hold one pack's. Read at the first product, so setting them at import is early enough.
-os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "256")
-os.environ.setdefault("LRU_CACHE_CAPACITY", "128")
-GPU_HINT = "Update its driver, or install the PyTorch that goes with it: pytorch.org/get-started; or use --device cpu"
-_EVAL_BATCH = 16
+_EVAL_BATCH = 32  # nothing is kept for a way back, and more replies share more
 _AUTOCAST = "ACCELERATE_MIXED_PRECISION"
-_MOST_PRODUCTS, _MEASURED_SECONDS = 30, 0.05  # of each dtype, on a CPU
-
-
-@dataclass(frozen=True, slots=True)
-class Begun:
-    """What a run is begun with and goes on with, since other weights would come of anything else.
-
-    Args:
-        device: where it is trained.
-        dtype: that it is computed in: ``bfloat16`` or ``float32``.
-        why: the reason for the dtype.
-        threads: of PyTorch, which decide in what order a CPU adds up.
-        token_budget: most tokens of a piece.
-        four_bit: the base model's weights are kept in 4 bits.
-        checkpointing: each layer is computed again in the backward pass.
-        predicted_gpu_bytes: the most memory that it takes; 0: not foreseen.
-        memory_why: the reason for these.
-        backend: that loads the model; see ``backends``.
-        backend_why: the reason for it.
-    """
-
-    device: str
-    dtype: str
-    why: str
-    threads: int
-    token_budget: int = execution.TOKEN_BUDGET
-    four_bit: bool = False
-    checkpointing: bool = False
-    predicted_gpu_bytes: int = 0
-    memory_why: str = ""
-    backend: str = HF
-    backend_why: str = "asked for"
-
-    @property
-    def torch_dtype(self) -> torch.dtype:
-        """The dtype as PyTorch has it."""
-        return torch.bfloat16 if self.dtype == "bfloat16" else torch.float32
-
-
-def begin(plan: TrainPlan, folder: Path, samples: Sequence[Sample], backend: Chosen = PLAIN) -> Begun:
-    """Choose what a run is begun with.
-
-    Args:
-        plan: every setting.
-        folder: the base model's checkpoint, of which the configuration is read.
-        samples: what is trained.
-        backend: that loads the model.
-
-    Raises:
-        MachineError: a device that was asked for and is not there; a GPU that is too small.
-        UsageError: 4 bits on something else than a CUDA GPU.
-    """
-    device = choose_device(plan.device)
-    dtype, why = choose_dtype(device)
-    known = Begun(
-        device, str(dtype).removeprefix("torch."), why, torch.get_num_threads(), backend=backend.name,
-        backend_why=backend.why,
-    )  # fmt: skip
-    if device != "cuda":
-        if plan.four_bit:
-            raise UsageError(f"4-bit weights need a CUDA GPU, and this is trained on {device}.", "Leave them out.")
-        return known if device != "cpu" else replace(known, token_budget=_token_budget(folder, plan, samples, dtype))
-    fit = foresee_memory(plan, folder, samples, torch.cuda.mem_get_info()[0], dtype)
-    return replace(
-        known, token_budget=fit.token_budget, four_bit=fit.four_bit, checkpointing=fit.checkpointing,
-        predicted_gpu_bytes=fit.predicted_bytes, memory_why=fit.why,
-    )  # fmt: skip
-
-
-def foresee_memory(
-    plan: TrainPlan, folder: Path, samples: Sequence[Sample], free_bytes: int, dtype: torch.dtype = torch.bfloat16
-) -> memory.Fit:
-    """Return how to train within a GPU's free memory; see ``memory.fit``.
-
-    Raises:
-        MachineError: the GPU is too small.
-    """
-    can_pack = find_spec("bitsandbytes") is not None
-    try:
-        need = memory.need(folder, lambda model: add_lora(model, plan), dtype)
-    except (AttributeError, NotImplementedError, RuntimeError, TypeError, ValueError) as error:
-        why = f"its memory could not be foreseen ({str(error).strip().partition(chr(10))[0]})"
-        return memory.Fit(bool(plan.four_bit), False, execution.TOKEN_BUDGET, 0, why)
-    steps = plan_steps(samples, plan, execution.foresee(folder, memory.MOST_TOKENS))
-    works = [piece.work for step in steps for piece in step]
-    rows = memory.Rows(
-        max(samples, key=lambda one: len(one.input_ids)),
-        max(work.computed for work in works),
-        max(_logits(work) / work.computed for work in works),
-    )
-    world = many.world()
-    four_bit = plan.four_bit
-    if world.sharded:  # each process holds its share, and a layer whole while it is computed; 4 bits can't be shared
-        need = replace(need, weights=need.weights // world.size + need.weights // need.layers)
-        four_bit = bool(four_bit)
-    return memory.fit(need, free_bytes, rows, four_bit, can_pack)
-
-
-def _logits(work: Pack | Padded) -> int:
-    """Return for how many tokens logits are computed."""
-    return len(work.targets) if isinstance(work, Pack) else len(work.input_ids) * len(work.kept)
-
-
-def _token_budget(base: Path, plan: TrainPlan, samples: Sequence[Sample], dtype: torch.dtype) -> int:
-    """Return how many tokens a CPU's memory holds at once, where samples are computed as trees."""
-    config = transformers.AutoConfig.from_pretrained(base)
-    if execution.why_no_tree(config):
-        return execution.TOKEN_BUDGET
-    attention.register()
-    first = batches(samples, plan.batch_size, plan.seed)[0]
-    try:
-        with torch.device("meta"):
-            model = transformers.AutoModelForCausalLM.from_config(
-                config, dtype=dtype, attn_implementation=attention.NAME
-            )
-            model = add_lora(model, plan)
-        return budget.choose(model, first, dtype, budget.free_memory() // many.beside())
-    except (NotImplementedError, TypeError, ValueError, RuntimeError):  # what it computes hangs on its weights
-        return execution.TOKEN_BUDGET
-
-
-def begun_with(facts: Mapping[str, Any]) -> Begun:
-    """Return what a run was begun with, as its checkpoints' ``job.json`` says.
-
-    Raises:
-        UsageError: somebody changed it.
-        MachineError: its device is not here.
-    """
-    known = {one.name: one.type for one in fields(Begun)}
-    if {name: type(value).__name__ for name, value in facts.items()} != known or not (
-        facts["dtype"] in ("bfloat16", "float32")
-        and 0 < facts["threads"] <= 4096
-        and 0 < facts["token_budget"] <= 1 << 20
-        and facts["backend"] in (HF, UNSLOTH)
-    ):
-        raise UsageError("The checkpoint's job.json says oddly what the run was begun with.", "Train again: twin train")
-    choose_device(facts["device"])
-    return Begun(**facts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +57,7 @@ class Trained:
     ended early; the adapter is of ``best_step``. ``optimizer`` is its settings; ``largest_pack`` and ``token_budget``
     in tokens, and whether layers are computed again, as they were at the end; ``processes`` are those that trained
     together; ``earlier`` are the held-out losses with the adapter that is trained on from.
+    ``seconds_before`` were spent by the processes before, until the checkpoint that was gone on from.
     """
 
     begun: Begun
@@ -223,6 +75,7 @@ class Trained:
     unique_tokens: int
     supervised_tokens: int
     seconds: float
+    seconds_before: float
     done_steps: int
     logs: tuple[metrics.Line, ...]
     optimizer: dict[str, Any]
@@ -232,52 +85,6 @@ class Trained:
     checkpointing: bool
     peak_gpu_bytes: int | None
     processes: int
-
-
-def choose_device(wanted: str) -> str:
-    """Return where to train.
-
-    Raises:
-        MachineError: a device that was asked for and is not there.
-    """
-    have = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if wanted == "auto":
-        return next(name for name in ("cuda", "mps", "cpu") if have[name])
-    if wanted == "cuda" and (reason := hardware.why_no_cuda()):
-        raise MachineError(f"PyTorch can't use the GPU that is here: {reason}.", GPU_HINT)
-    if not have[wanted]:
-        raise MachineError(
-            f"PyTorch finds no device '{wanted}' here.", "Use --device cpu, or install the right PyTorch."
-        )
-    return wanted
-
-
-def choose_dtype(device: str) -> tuple[torch.dtype, str]:
-    """Return the base model's dtype on ``device`` and why; a CPU is measured, which takes a tenth of a second.
-
-    Without instructions for bfloat16 a single product may take half a second: then it is the only one.
-    """
-    if device == "cuda":
-        good = torch.cuda.is_bf16_supported(including_emulation=False)
-        return (torch.bfloat16, "the GPU has bfloat16") if good else (torch.float32, "the GPU has no bfloat16")
-    if device == "mps":
-        return torch.float32, "bfloat16 was not tried on MPS"
-    rates = {}
-    for dtype in (torch.float32, torch.bfloat16):
-        left, right = torch.ones(512, 768, dtype=dtype), torch.ones(768, 768, dtype=dtype)
-        begun = time.perf_counter()
-        fastest = math.inf  # of many: other work on the machine makes a product slower, never faster
-        for number in range(_MOST_PRODUCTS):
-            start = time.perf_counter()
-            left @ right
-            end = time.perf_counter()
-            fastest = min(fastest, end - start)
-            if end - begun > _MEASURED_SECONDS * (1 if number else 5):  # the first one also sets up
-                break
-        rates[dtype] = 2 * 512 * 768 * 768 / fastest / 1e9
-    ratio = rates[torch.bfloat16] / rates[torch.float32]
-    why = f"bfloat16 products run at {ratio:.1f}x the rate of float32 here ({rates[torch.bfloat16]:.0f} GFLOP/s)"
-    return (torch.bfloat16 if ratio > 1.2 else torch.float32), why
 
 
 def _peak_gpu_bytes(device: str) -> int | None:
@@ -443,94 +250,6 @@ class _Log(transformers.TrainerCallback):
             self.behind = True
 
 
-def load_model(folder: Path, device: str, dtype: torch.dtype, four_bit: bool = False) -> Any:
-    """Return the base model of ``folder`` on ``device``, its weights in ``dtype``.
-
-    Args:
-        folder: a checkpoint.
-        device: where to.
-        dtype: that it is computed in.
-        four_bit: keep the matrices of its layers in 4 bits (NF4, its scales in 8: Dettmers et al. 2023, "QLoRA",
-            arXiv 2305.14314, section 3).
-    """
-    packed = transformers.BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=dtype
-    )
-    model = transformers.AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=dtype,
-        use_safetensors=True,
-        trust_remote_code=False,
-        quantization_config=packed if four_bit else None,
-        device_map={"": torch.cuda.current_device()} if device == "cuda" else None,  # straight there, tensor by tensor
-    )
-    return model if device == "cuda" else model.to(device)
-
-
-def compute_again(model: Any) -> None:
-    """Let each layer be computed again in the backward pass, so that it saves nothing but what it is given.
-
-    Source: Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
-    """
-    model.gradient_checkpointing_enable({"use_reentrant": False})
-
-
-def check_targets(model: Any, plan: TrainPlan) -> None:
-    """Refuse target modules that the loaded model does not have: LoRA would leave them out without a word.
-
-    Raises:
-        GateError: with their names.
-    """
-    present = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-    missing = sorted(set(plan.target_modules) - present)
-    if missing:
-        raise GateError(
-            f"The base model has no module {', '.join(missing)}.",
-            "Mend target_modules in a preset of your own: twin presets copy " + plan.preset,
-        )
-
-
-def add_lora(model: Any, plan: TrainPlan) -> Any:
-    """Return ``model`` with fresh LoRA weights on every target module.
-
-    Raises:
-        GateError: see ``check_targets``.
-    """
-    check_targets(model, plan)
-    torch.manual_seed(plan.seed)
-    config = peft.LoraConfig(
-        r=plan.lora_r,
-        lora_alpha=plan.lora_alpha,
-        lora_dropout=plan.lora_dropout,
-        target_modules=list(plan.target_modules),
-        task_type="CAUSAL_LM",
-    )
-    adapted = peft.get_peft_model(model, config, autocast_adapter_dtype=False)
-    for weight in adapted.parameters():
-        if weight.requires_grad:  # on weights of 4 bits PEFT makes them in float32, and converts at each call
-            weight.data = weight.data.to(model.dtype)
-    lora_products.install(adapted)
-    return adapted
-
-
-def plan_passes(samples: Sequence[Sample], plan: TrainPlan) -> list[list[list[Sample]]]:
-    """Return of each pass its optimizer steps' samples; a fraction of an epoch takes that share of its batches."""
-    passes: list[list[list[Sample]]] = []
-    for epoch in range(math.ceil(plan.epochs)):
-        one = batches(samples, plan.batch_size, plan.seed + epoch)
-        share = plan.epochs - epoch
-        passes.append(one if share >= 1 else one[: max(1, round(len(one) * share))])
-    return passes
-
-
-def plan_steps(samples: Sequence[Sample], plan: TrainPlan, execution: Execution) -> list[list[Piece]]:
-    """Return the pieces of each optimizer step."""
-    return [
-        [piece for part in many.parts(batch) for piece in execution.cut(part)]
-        for batch in chain.from_iterable(plan_passes(samples, plan))
-    ]
-
-
 def held_out(
     model: Any, samples: Sequence[Sample], execution: Execution, dtype: torch.dtype, tick: Callable[[int], None]
 ) -> list[Scored]:
@@ -563,6 +282,7 @@ class Job:
         checkpoint: a folder to go on from, or None to start.
         report_to: trackers that are told (see ``trackers``).
         earlier: weights of an adapter to train on from, or None to train from nothing.
+        seconds: that the step has taken already.
     """
 
     base: Path
@@ -576,6 +296,7 @@ class Job:
     checkpoint: Path | None = None
     report_to: tuple[str, ...] = ()
     earlier: Path | None = None
+    seconds: float = 0.0
 
 
 def load(job: Job) -> tuple[Any, Execution]:
@@ -638,9 +359,9 @@ def train(job: Job, reporter: Reporter) -> Trained:
 
 
 def _train(job: Job, reporter: Reporter) -> Trained:
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    _quiet()
     plan, world = job.plan, many.world()
+    began, spent = time.perf_counter() - job.seconds, seconds_until(job.checkpoint)
     if world.first:
         job.checkpoints.mkdir(parents=True, exist_ok=True, mode=0o700)
     device, dtype = job.begun.device, job.begun.torch_dtype
@@ -683,7 +404,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
             model, steps, chosen, job, dtype, log, every,
             lambda: _mean(score(drawn, lambda _: None, trainer.execution)), reporter.say,
         )  # fmt: skip
-        started = time.perf_counter()
+        trainer.spent, started = lambda: spent + time.perf_counter() - began, time.perf_counter()
         try:
             with world.stepping(NotFiniteError, StoppedError):
                 trainer.run(job.checkpoint)
@@ -714,6 +435,7 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         unique_tokens=sum(work.computed for work in works),
         supervised_tokens=sum(int(work.weights.sum()) for work in works),
         seconds=seconds,
+        seconds_before=spent,
         done_steps=log.done_steps,
         logs=tuple(lines),
         optimizer=_optimizer_settings(trainer),
@@ -724,6 +446,12 @@ def _train(job: Job, reporter: Reporter) -> Trained:
         peak_gpu_bytes=_peak_gpu_bytes(device),
         processes=world.size,
     )
+
+
+def _quiet() -> None:
+    """Let transformers tell of errors alone."""
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _save(model: Any, job: Job) -> None:

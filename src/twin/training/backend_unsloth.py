@@ -26,11 +26,12 @@ import unsloth  # isort: split
 import numpy as np
 import torch
 
-from twin.errors import MachineError, StepError
+from twin.errors import MachineError, StepError, first_line
 from twin.records import Sample
-from twin.training import backend_hf, execution
+from twin.training import execution
 from twin.training.backend_hf import Job
 from twin.training.execution import Execution, LengthGrouped, PrefixTree, losses_of_each, on
+from twin.training.model import check_targets
 from twin.training.padded import Padded
 from twin.training.prefix_tree import Pack, subtree_ends
 from twin.training.trackers import stdout_to_stderr
@@ -175,7 +176,7 @@ def load(job: Job) -> tuple[Any, Execution]:
                 trust_remote_code=False,
                 token=False,
             )
-            backend_hf.check_targets(base, plan)
+            check_targets(base, plan)
             base.config._name_or_path = job.base_name
             model = unsloth.FastLanguageModel.get_peft_model(
                 base,
@@ -190,8 +191,8 @@ def load(job: Job) -> tuple[Any, Execution]:
     except _FAILS as error:
         if isinstance(error, torch.OutOfMemoryError):
             raise
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise MachineError(f"Unsloth can't load '{job.base_name}': {reason}", "Use --backend hf.") from None
+        reason = first_line(error)
+        raise MachineError(f"Unsloth can't load '{job.base_name}': {reason}.", "Use --backend hf.") from None
     for weight in model.parameters():
         if weight.requires_grad:  # float32; the optimizer keeps that, see ``MasterAdamW``
             weight.data = weight.data.to(dtype)
@@ -257,7 +258,7 @@ def _why_not(
     except torch.OutOfMemoryError:
         raise
     except _FAILS as error:
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
     finally:
         model.zero_grad(set_to_none=True)
         model.eval()

@@ -21,7 +21,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from twin.errors import MachineError, UsageError
+from twin.errors import MachineError, UsageError, first_line
 from twin.presets import TrainPlan
 from twin.runs import cache_dir
 
@@ -180,9 +180,9 @@ def first_import(name: str) -> None:
     try:
         importlib.import_module(UNSLOTH)
     except (ImportError, NotImplementedError, RuntimeError, AttributeError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise MachineError(
-            f"Unsloth can't be used here: {reason}", f"Install it anew, {INSTALL}, or use --backend hf."
+            f"Unsloth can't be used here: {reason}.", f"Install it anew, {INSTALL}, or use --backend hf."
         ) from None
 
 

@@ -36,6 +36,7 @@ _ONE_PRESS_SECONDS = 0.5  # timeout(1) sends a signal twice
 _ENDS = "Training ends after this step, with a checkpoint. Ctrl-C once more ends it at once."
 _BEST = "best.safetensors"
 _STATE = "trainer_state.json"
+_SPENT = "spent.json"  # the seconds that a checkpoint took, loading and measuring included
 
 MEASUREMENTS = 4  # of the held-out loss, an epoch
 _SHARE = 0.03  # of the training's work that they may take together
@@ -155,10 +156,18 @@ def _is_over(state: Any) -> bool:
     return bool(state.global_step >= state.max_steps or early)
 
 
+def seconds_until(checkpoint: Path | None) -> float:
+    """Return how long a training took until ``checkpoint``, by all processes that it was stopped in; 0: not known."""
+    if checkpoint is None or not (checkpoint / _SPENT).is_file():
+        return 0.0
+    seconds = files.read_json(checkpoint / _SPENT).get("seconds")
+    return float(seconds) if isinstance(seconds, int | float) and math.isfinite(seconds) else 0.0
+
+
 class CheckpointTrainer(transformers.Trainer):
     """A Trainer with whole checkpoints, the best weights kept, and an orderly end.
 
-    ``masters``, the optimizer, is set after it is made.
+    ``masters``, the optimizer, and ``spent``, which tells the seconds that the training took, are set after it is made.
 
     Args:
         say: told of what a person should know.
@@ -168,6 +177,7 @@ class CheckpointTrainer(transformers.Trainer):
 
     masters: MasterAdamW
     control: Any
+    spent: Callable[[], float] = staticmethod(lambda: 0.0)
 
     def __init__(
         self, say: Callable[[str], None] = lambda _: None, measure: Callable[[], float] = lambda: math.nan, **named: Any
@@ -268,6 +278,7 @@ class CheckpointTrainer(transformers.Trainer):
                 made = self._writing / target.name
                 for name, state in random_states.items():
                     (made / name).write_bytes(state)
+                files.write_json(made / _SPENT, {"seconds": round(self.spent(), 3)})
                 if self._best:
                     save_file(self._best, made / _BEST)
                 runs.seal_checkpoint(made)

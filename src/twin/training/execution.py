@@ -17,6 +17,7 @@ import numpy as np
 import torch
 import transformers
 
+from twin.errors import first_line
 from twin.records import Sample
 from twin.training import attention, flex
 from twin.training.padded import Padded, length_groups, padded
@@ -162,8 +163,9 @@ def why_no_tree(config: Any) -> str | None:
         return f"'{kind}' carries a state from token to token"
     if model_class is None or not model_class._supports_attention_backend:
         return f"the attention of '{kind}' can't be replaced"
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - _TREE_LAYERS)
-    if other or getattr(config, "attention_chunk_size", None):
+    text = config.get_text_config()  # its own, but for models that see too
+    other = sorted(set(getattr(text, "layer_types", None) or ()) - _TREE_LAYERS)
+    if other or getattr(text, "attention_chunk_size", None):
         return f"'{kind}' has layers of {', '.join(other) or 'chunked attention'}"
     return None
 
@@ -189,10 +191,10 @@ def choose(model: Any, samples: Sequence[Sample], dtype: torch.dtype, token_budg
         token_budget: most tokens of a piece.
     """
     if reason := why_no_tree(model.config):
-        if getattr(model.config, "attn_logit_softcapping", None):
+        if getattr(model.config.get_text_config(), "attn_logit_softcapping", None):
             model.set_attn_implementation(TRUTH)
         return LengthGrouped(reason, token_budget)
-    probe = probe_of(samples, getattr(model.config, "sliding_window", None))
+    probe = probe_of(samples, getattr(model.config.get_text_config(), "sliding_window", None))
     model.eval()
     model.set_attn_implementation(TRUTH)
     with torch.no_grad():
@@ -235,7 +237,7 @@ def _try(
     except torch.OutOfMemoryError:
         raise
     except (NotImplementedError, TypeError, ValueError, RuntimeError) as error:
-        return math.nan, f"'{model.config.model_type}' has no tree: {str(error).strip().partition(chr(10))[0]}"
+        return math.nan, f"'{model.config.model_type}' has no tree: {first_line(error)}"
     return difference, ""
 
 

@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import torch
 
+from twin.errors import first_line
+
 _CPUINFO = Path("/proc/cpuinfo")
 _DRIVER_SECONDS = 20
 
@@ -63,7 +65,7 @@ def why_no_cuda() -> str | None:
     try:
         torch.cuda.init()
     except (AssertionError, RuntimeError) as error:
-        return str(error).strip().partition("\n")[0].rstrip(".")
+        return first_line(error)
     return "PyTorch does not say why"
 
 

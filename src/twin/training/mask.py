@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from itertools import chain
 from typing import Any, Protocol
@@ -78,11 +78,29 @@ class TokenizerReader:
 
 @dataclass(frozen=True, slots=True)
 class Proof:
-    """Of how many samples all holds, how many tokens they learn, and how many replies were read by themselves."""
+    """What was found of a set of samples.
 
-    samples: int
+    Args:
+        kept: those of which all holds.
+        supervised: how many tokens they learn.
+        by_itself: how many replies were read by themselves.
+        unwritable: what is wrong with each of those that are left out: the vocabulary can't write their replies, so
+            that training and server read the same other text.
+    """
+
+    kept: Samples
     supervised: int
     by_itself: int
+    unwritable: tuple[str, ...] = ()
+
+    @property
+    def samples(self) -> int:
+        """How many are kept."""
+        return len(self.kept.samples)
+
+
+class _UnwritableError(GateError):
+    """A reply's ids are those that a server reads, and spell something else: no other ids would spell it."""
 
 
 def reading(reader: Reader, family: Family, texts: Iterable[str]) -> Ids:
@@ -213,7 +231,7 @@ class _Check:
         if not exactly and _loose(spelled) == _loose(told):
             return
         parting = gate.first_difference(told.encode(), spelled.encode(), ("the row", "the ids"))
-        raise GateError(
+        raise _UnwritableError(
             f"What is learned of '{sample.id}' does not spell its reply, at {parting}.",
             "The vocabulary can't write that. Use the base model's own files, tokenizer.model included where it has "
             "one, or take the row out of the dataset.",
@@ -232,7 +250,7 @@ def check(
     name: str = "llama.cpp",
     advance: Callable[[float], None] = lambda amount: None,
 ) -> Proof:
-    """Hold every sample against its row.
+    """Hold every sample against its row; leave those out whose reply the vocabulary can't write.
 
     Args:
         built: the samples, and where they come from.
@@ -244,16 +262,22 @@ def check(
 
     Raises:
         GateError: what is wrong with the first: its row's id, and the differing ids side by side; and the others' ids.
+            Or the vocabulary can write no reply at all.
     """
     pairs = list(zip(built.samples, built.origins, strict=True))
     some = pairs[:: max(1, len(pairs) // 100)]
     read = reading(reader, family, (_text(family, origin) for _, origin in some))
     one = _Check(reader, family, max_length, read, name)
     by_itself = 0
+    kept: list[tuple[Sample, Origin]] = []
+    unwritable: list[_UnwritableError] = []
     refused: list[tuple[str, GateError]] = []
     for number, (sample, origin) in enumerate(pairs, start=1):
         try:
             by_itself += one(sample, origin)
+            kept.append((sample, origin))
+        except _UnwritableError as error:
+            unwritable.append(error)
         except GateError as error:
             refused.append((sample.id, error))
         if number % _EVERY == 0:
@@ -263,7 +287,14 @@ def check(
         first, rest = refused[0][1], [f"'{name}'" for name, _ in refused[1:]]
         more = [*rest[:_NAMED], *([f"{len(rest) - _NAMED} more"] if len(rest) > _NAMED else [])]
         raise GateError(first.message + (f" Refused too: {', '.join(more)}." if more else ""), first.hint)
-    return Proof(len(pairs), sum(sample.supervised for sample in built.samples), by_itself)
+    if not kept and unwritable:
+        raise unwritable[0]
+    if unwritable:
+        origins = tuple(origin for _, origin in kept)
+        shortened = sum(origin.shortened for origin in origins)
+        built = replace(built, samples=tuple(one for one, _ in kept), shortened=shortened, origins=origins)
+    told = tuple(error.message for error in unwritable)
+    return Proof(built, sum(sample.supervised for sample in built.samples), by_itself, told)
 
 
 def _text(family: Family, origin: Origin) -> str:

@@ -92,7 +92,8 @@ def need(folder: Path, add_lora: Callable[[Any], Any], dtype: torch.dtype = torc
     """
     make_known(_STAND_IN, _stand_in)
     config = transformers.AutoConfig.from_pretrained(folder)
-    whole = _empty(config, config.num_hidden_layers, dtype)
+    text = config.get_text_config()  # its own, but for models that see too
+    whole = _empty(config, text.num_hidden_layers, dtype)
     head = whole.get_output_embeddings()
     linear = [one for one in whole.modules() if isinstance(one, torch.nn.Linear) and one is not head]
     models = [add_lora(_empty(config, layers, dtype)) for layers in (1, 2)]
@@ -106,13 +107,13 @@ def need(folder: Path, add_lora: Callable[[Any], Any], dtype: torch.dtype = torc
         weights=word * sum(weight.numel() for weight in whole.parameters()),
         packed=sum(one.weight.numel() for one in linear),
         largest=max(one.weight.numel() for one in linear),
-        trained=trained[0] + (config.num_hidden_layers - 1) * (trained[1] - trained[0]),
-        layers=config.num_hidden_layers,
+        trained=trained[0] + (text.num_hidden_layers - 1) * (trained[1] - trained[0]),
+        layers=text.num_hidden_layers,
         layer_token=two - one,
         other_token=max(0.0, 2 * one - two),
         target=(_saved(models[0], few, 33) - _saved(models[0], few, 1)) / 32,
-        entry_token=word * config.hidden_size,
-        vocabulary=config.vocab_size,
+        entry_token=word * text.hidden_size,
+        vocabulary=text.vocab_size,
     )
 
 
@@ -213,12 +214,15 @@ def _budget(need: Need, room: int, share: float, packed: bool, again: bool) -> i
 
 def _empty(config: Any, layers: int, dtype: torch.dtype) -> Any:
     """Return a model of ``layers`` layers that has shapes and no memory."""
-    told, number = config.to_dict(), config.num_hidden_layers
+    text = config.get_text_config()
+    number = text.num_hidden_layers
     told = {
         key: value[:layers] if isinstance(value, list) and len(value) == number else value
-        for key, value in told.items()
-    }
-    fewer = type(config).from_dict(told | {"num_hidden_layers": layers})
+        for key, value in text.to_dict().items()
+    } | {"num_hidden_layers": layers}
+    if text is not config:  # nested, as in models that see too
+        told = config.to_dict() | {"text_config": told}
+    fewer = type(config).from_dict(told)
     with torch.device("meta"):
         model = transformers.AutoModelForCausalLM.from_config(
             fewer, dtype=dtype, attn_implementation=_STAND_IN, trust_remote_code=False

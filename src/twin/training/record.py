@@ -26,10 +26,12 @@ from twin.progress import peak_rss_bytes
 from twin.records import Example, Sample
 from twin.runs import RunPaths, adapter_digests, portable
 from twin.templates import Family
-from twin.training import backend_hf, execution, hardware, metrics
-from twin.training.backend_hf import Begun, Trained
-from twin.training.explain import account, systems
+from twin.training import execution, hardware, metrics
+from twin.training.backend_hf import Trained
+from twin.training.explain import Account, account, systems
+from twin.training.passes import plan_passes, plan_steps
 from twin.training.samples import Samples
+from twin.training.start import Begun
 
 _VERSIONS = (
     "torch", "transformers", "peft", "accelerate", "unsloth", "unsloth_zoo", "bitsandbytes", "tokenizers",
@@ -122,7 +124,13 @@ def describe(
     }
 
 
-def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], begun: Begun) -> dict[str, Any]:
+def foreseen(
+    plan: TrainPlan,
+    folder: Path,
+    samples: Sequence[Sample],
+    begun: Begun,
+    explain: tuple[Sequence[Example], Callable[[str], int]] | None = None,
+) -> dict[str, Any]:
     """Return what a dry run knows: device, optimizer steps, tokens with and without what they share.
 
     Args:
@@ -130,9 +138,19 @@ def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], begun: Be
         folder: the base model's checkpoint, of which the configuration is read.
         samples: what is learned.
         begun: what it would be begun with.
+        explain: the rows that the samples were made of and what counts a text's tokens: then ``explain`` tells what
+            rows share, what each costs, and how it is computed and why.
     """
     chosen = execution.foresee(folder, begun.token_budget)
-    steps = backend_hf.plan_steps(samples, plan, chosen)
+    told = account(samples, plan_passes(samples, plan), begun.token_budget) if explain else None
+    if told and isinstance(chosen, execution.PrefixTree):  # its trees are those that would be computed
+        steps, tokens, unique = told.steps, told.tokens, told.unique_tokens
+        supervised = sum(cost.times * sample.supervised for cost, sample in zip(told.costs, samples, strict=True))
+    else:
+        planned = plan_steps(samples, plan, chosen)
+        works = [piece.work for step in planned for piece in step]
+        steps, tokens, unique = len(planned), sum(work.whole for work in works), sum(work.computed for work in works)
+        supervised = sum(int(work.weights.sum()) for work in works)
     return {
         "backend": begun.backend,
         "backend_reason": begun.backend_why,
@@ -143,34 +161,25 @@ def foreseen(plan: TrainPlan, folder: Path, samples: Sequence[Sample], begun: Be
         "predicted_gpu_bytes": begun.predicted_gpu_bytes or None,
         "execution": chosen.name,
         "execution_reason": chosen.why,
-        "steps": len(steps),
-        "tokens": sum(piece.work.whole for step in steps for piece in step),
-        "unique_tokens": sum(piece.work.computed for step in steps for piece in step),
-        "supervised_tokens": sum(int(piece.work.weights.sum()) for step in steps for piece in step),
+        "steps": steps,
+        "tokens": tokens,
+        "unique_tokens": unique,
+        "supervised_tokens": supervised,
         "peak_rss_bytes": peak_rss_bytes(),
+        **({"explain": _explained(plan, chosen, samples, *explain, begun, told)} if explain and told else {}),
     }
 
 
-def explained(
+def _explained(
     plan: TrainPlan,
-    folder: Path,
-    rows: Sequence[Example],
+    chosen: execution.Execution,
     samples: Sequence[Sample],
+    rows: Sequence[Example],
     count: Callable[[str], int],
     begun: Begun,
+    told: Account,
 ) -> dict[str, Any]:
-    """Return what ``--explain`` tells: what rows share, what each costs, and how it is computed and why.
-
-    Args:
-        plan: every setting.
-        folder: the base model's checkpoint, of which the configuration is read.
-        rows: what is learned.
-        samples: made of ``rows``.
-        count: the number of tokens of a text.
-        begun: what it would be begun with.
-    """
-    told = account(samples, backend_hf.plan_passes(samples, plan), begun.token_budget)
-    chosen = execution.foresee(folder)
+    """Return what ``--explain`` tells."""
     alone = isinstance(chosen, execution.LengthGrouped)
     saved = told.shared_system + told.shared_history
     shared = (
@@ -200,7 +209,7 @@ def result(
     Args:
         outcome: what the backend returned.
         change: of the held-out loss, with its interval; None where nothing was held out.
-        seconds: of the whole step.
+        seconds: of the whole step, those up to the checkpoint that was gone on from included.
         since: the change from the earlier adapter, where one was trained on from.
     """
     return {
@@ -249,7 +258,7 @@ def _tokens_per_second(outcome: Trained) -> float | None:
 
 def learned_from(plan: TrainPlan, built: Samples, best_step: int) -> Learned:
     """Return the rows that the weights of ``best_step`` have learned."""
-    steps = chain.from_iterable(backend_hf.plan_passes(built.samples, plan))
+    steps = chain.from_iterable(plan_passes(built.samples, plan))
     seen = {sample.id for step in islice(steps, best_step) for sample in step}
     pairs = zip(built.samples, built.origins, strict=True)
     return Learned.of({id(origin.row): origin.row for sample, origin in pairs if sample.id in seen}.values())

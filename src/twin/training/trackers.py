@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from importlib.util import find_spec
 
-from twin.errors import MachineError, StepError
+from twin.errors import MachineError, StepError, first_line
 from twin.runs import RunPaths
 
 PROJECT = "twin"
@@ -87,9 +87,9 @@ def told(names: Sequence[str], paths: RunPaths, prints: bool = False) -> Iterato
         name = type(error).__module__.partition(".")[0]
         if name not in names:
             raise
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         raise StepError(
-            f"{name} could not be told: {reason}", f"Set it up by itself first, or leave --report-to {name} out."
+            f"{name} could not be told: {reason}.", f"Set it up by itself first, or leave --report-to {name} out."
         ) from error
     finally:
         for variable, value in before.items():

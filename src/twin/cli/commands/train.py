@@ -218,9 +218,11 @@ def _cost_table(costs: list[dict[str, Any]]) -> list[str]:
 def _samples(record: dict[str, Any]) -> str:
     """Return what was learned, in numbers."""
     data, proved = record["dataset"], record["mask"]
+    unwritable = f", {proved['unwritable']} the vocabulary can't write" if proved["unwritable"] else ""
     return (
         f"{proved['samples']} samples, {proved['supervised_tokens']} tokens to learn, each checked with "
         f"{proved['read_by']}; {data['shortened']} lost their oldest turns, {data['too_long']} were too long"
+        f"{unwritable}"
     )
 
 
