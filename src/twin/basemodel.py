@@ -15,7 +15,8 @@ from typing import Any
 from filelock import FileLock
 
 from twin.errors import MachineError, UsageError, file_errors
-from twin.files import fingerprint, scratch_dir
+from twin.files import fingerprint, read_json, scratch_dir
+from twin.foreign import bounded, one_line
 from twin.packages import PackageFile, fetch
 from twin.progress import Reporter
 from twin.runs import cache_dir
@@ -142,6 +143,20 @@ def _check_checkpoint(folder: Path) -> None:
             f"'{folder}' has no safetensors weights.",
             "Pickled weights are not loaded: load and save_pretrained() them once where you trust them.",
         )
+    _check_shards(folder)
+
+
+def _check_shards(folder: Path) -> None:
+    """Refuse a checkpoint in several files of which one is not there; its index names them."""
+    for index in folder.glob("*.safetensors.index.json"):
+        told = read_json(index).get("weight_map")
+        names = {str(name) for name in told.values()} if isinstance(told, dict) else set()
+        for name in sorted(names):
+            if name != Path(name).name or not (folder / name).is_file():
+                raise UsageError(
+                    f"'{folder}' is not whole: '{bounded(one_line(name), 80)}' is missing.",
+                    "Copy it too, or fetch the model again.",
+                )
 
 
 def _from_hub(hub_id: str, reporter: Reporter) -> Path:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ class Source:
         base: its base model, with unquantized weights.
         family: the pair it was trained with; its gate was passed.
         prompts: gives names and turns that a file must read as the ids of training, the first to be answered too.
+        rows: gives ids of what it learned from, for an importance matrix; none where they are not here.
         is_run: twin trained it.
     """
 
@@ -52,6 +54,7 @@ class Source:
     base: BaseModel
     family: Family
     prompts: Callable[[], list[tuple[str, list[Turn]]]]
+    rows: Callable[[], list[list[int]]]
     is_run: bool
 
 
@@ -96,7 +99,8 @@ def _run(paths: RunPaths, settings: Settings, reporter: Reporter) -> Source:
     def prompts() -> list[tuple[str, list[Turn]]]:
         return prove.file_prompts(record, family, prove.prompts_of(record, settings))
 
-    return Source(paths, paths.root, base, family, prompts, True)
+    rows = partial(prove.learned_ids, record, base, family, settings)
+    return Source(paths, paths.root, base, family, prompts, rows, True)
 
 
 def _foreign(where: Path, scratch: Path, settings: Settings, reporter: Reporter) -> Source:
@@ -118,7 +122,7 @@ def _foreign(where: Path, scratch: Path, settings: Settings, reporter: Reporter)
     def prompts() -> list[tuple[str, list[Turn]]]:
         return prove.file_prompts({"system_prompt": ""}, family, [])
 
-    return Source(paths, folder, base, family, prompts, False)
+    return Source(paths, folder, base, family, prompts, list, False)
 
 
 def _adapter(paths: RunPaths, scratch: Path) -> tuple[Path, str | None]:

@@ -68,7 +68,12 @@ def evaluate(
         )
     asked = survival.prompts_to_show(rows, chats.samples, answers)
     unquantized = _reference(base, reporter)
-    made = base_ggufs(base, family, (unquantized, quantization), settings, reporter)
+    if files.read_json(paths.gguf_record(quantization)).get("imatrix"):
+        learned_rows = prove.learned_ids(record, base, family, settings)
+        made = base_ggufs(base, family, [quantization], settings, reporter, learned_rows)
+        made |= base_ggufs(base, family, [unquantized], settings, reporter)
+    else:
+        made = base_ggufs(base, family, [unquantized, quantization], settings, reporter)
     twin = paths.gguf(quantization)
     with files.scratch_dir(paths.likelihood) as scratch:
         adapter = scratch / "adapter.gguf"
@@ -141,21 +146,37 @@ def held_out_rows(paths: RunPaths, record: dict[str, Any], settings: Settings) -
 
 
 def base_ggufs(
-    base: BaseModel, family: Family, quantizations: Iterable[str], settings: Settings, reporter: Reporter
+    base: BaseModel,
+    family: Family,
+    quantizations: Iterable[str],
+    settings: Settings,
+    reporter: Reporter,
+    rows: Sequence[Sequence[int]] = (),
 ) -> dict[str, Path]:
-    """Return the base model's own GGUF of each quantization, made once into the user's cache, to measure against."""
+    """Return the base model's own GGUF of each quantization, made once into the user's cache, to measure against.
+
+    Args:
+        base: the base model.
+        family: the twin's pair.
+        quantizations: names.
+        settings: its ``gguf`` section.
+        reporter: told of progress.
+        rows: what the twin's importance matrix was gathered from, where it has one; the base gets one of the same rows.
+    """
     from twin.gguf.make import make
 
     states = {file.name: file.stat() for file in sorted(base.folder.glob("*.safetensors"))}
     weights = {name: [state.st_size, state.st_mtime_ns] for name, state in states.items()}
-    key = files.fingerprint(
-        {"base": base.name, "weights": weights, "family": family.model_dump(), "twin": __version__}, []
-    )
+    about = {"base": base.name, "weights": weights, "family": family.model_dump(), "twin": __version__}
+    key = files.fingerprint(about | ({"rows": rows} if rows else {}), [])
     home = runs.cache_dir() / "base-gguf"
     targets = {name: home / f"{key[:16]}-{name}.gguf" for name in quantizations}
     missing = {name: target for name, target in targets.items() if not target.exists()}
     if missing:
-        make(base.folder, None, family, missing, [], lambda _: [], settings.gguf.llama_cpp, reporter)
+        make(
+            base.folder, None, family, missing, [], lambda _: [], settings.gguf.llama_cpp, reporter, lambda: rows,
+            weigh=bool(rows),
+        )  # fmt: skip
     return targets
 
 

@@ -305,13 +305,16 @@ def _gguf(source: Source, settings: Settings, reporter: Reporter, output: Path |
     paths, base, family = source.paths, source.base, source.family
     targets = {name.lower(): output or paths.gguf(name.lower()) for name in settings.gguf.quantization}
     if dry_run:
-        would = foresee(base.folder, source.folder, family, targets, settings.gguf.llama_cpp, reporter)
+        would = foresee(
+            base.folder, source.folder, family, targets, settings.gguf.llama_cpp, reporter, settings.gguf.imatrix
+        )
         return Made(paths, tuple(would["files"]), 0.0, would["seconds"])
     with files.exclusive(paths.root):
         ids = prove.training_ids(base, family)
         made = make(
-            base.folder, source.folder, family, targets, source.prompts(), ids, settings.gguf.llama_cpp, reporter
-        )
+            base.folder, source.folder, family, targets, source.prompts(), ids, settings.gguf.llama_cpp, reporter,
+            source.rows, settings.gguf.imatrix,
+        )  # fmt: skip
         if output is None and source.is_run:
             for file in made:
                 about = file | {"adapter": runs.adapter_digests(paths)}

@@ -22,7 +22,7 @@ from twin.presets import Preset, TrainPlan
 from twin.progress import Reporter
 from twin.records import Turn
 from twin.results import Checked, Masked
-from twin.runs import RunPaths
+from twin.runs import DatasetPaths, RunPaths
 from twin.settings import Settings
 from twin.templates import Family, derive, gate, load_family
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 # Asked of every GGUF, besides the gate's own cases: scripts, digits, emoji joined by ZWJ, marks of three grammars.
 _MAKE = "Make a GGUF whose template twin owns: twin gguf"
+_IMATRIX_TOKENS = 16_384  # of the samples that it is gathered from
 _GREETING = Turn("user", "Hello there.")
 
 Ids = Callable[[Sequence[Turn]], list[int]]
@@ -126,6 +127,21 @@ def prompts_of(record: dict[str, Any], settings: Settings) -> list[list[Turn]]:
 
     path = runs.rows_file(record, "val", held_out_path(settings))
     return [list(row.turns[:-1]) for row in read_rows(path)] if path else []
+
+
+def learned_ids(record: dict[str, Any], base: BaseModel, family: Family, settings: Settings) -> list[list[int]]:
+    """Return ids of samples that a run learned, as many as an importance matrix asks for; none where they are gone."""
+    from twin.dataset.formats import read_rows
+    from twin.gguf.imatrix import choose
+    from twin.training.samples import build_samples
+    from twin.training.tokenizer import load_tokenizer
+
+    here = settings.train.dataset or DatasetPaths(settings.export.output).train
+    path = runs.rows_file(record, "train", here)
+    if path is None:
+        return []
+    built = build_samples(list(read_rows(path)), load_tokenizer(base.folder), family, record["plan"]["max_length"])
+    return choose([sample.input_ids for sample in built.samples], _IMATRIX_TOKENS)
 
 
 def file_prompts(

@@ -109,6 +109,7 @@ class GgufSettings(Section):
     """How an adapter becomes a GGUF."""
 
     quantization: list[str] = Field(["q4_k_m"], min_length=1, description="llama.cpp quantization names")
+    imatrix: bool = Field(False, description="weigh every quantization by your rows, not only those that need it")
     base: str | None = Field(None, description="base model, where the adapter does not lead to it")
     llama_cpp: FilePath | None = Field(None, description="your own llama.cpp checkout, for its converter")
 

@@ -95,15 +95,19 @@ def long_way(script: Path, base: Path, adapter: Path | None, folder: Path, name:
     return target
 
 
-def quantized_by_llama_cpp(f16: Path, target: Path, kind: int, parameters: Any = None) -> Path:
-    """Return the file that llama.cpp's own quantizer makes of another."""
+def quantized_by_llama_cpp(f16: Path, target: Path, kind: int, means: Any = None) -> Path:
+    """Return the file that llama.cpp's own quantizer makes of another; ``means`` is an importance matrix."""
     import llama_cpp
 
+    from twin.gguf.imatrix import as_parameters
     from twin.llama import silence
 
     silence()
-    parameters = parameters or llama_cpp.llama_model_quantize_default_params()
+    parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = kind
+    matrix = as_parameters(means) if means else None
+    if matrix:
+        parameters.imatrix = ctypes.cast(matrix, type(parameters.imatrix))
     assert not llama_cpp.llama_model_quantize(str(f16).encode(), str(target).encode(), ctypes.byref(parameters))
     return target
 

@@ -23,6 +23,13 @@ Quantization = Annotated[
     typer.Option("-q", "--quantization", help="llama.cpp quantization; may be repeated. Default: q4_k_m"),
 ]
 Base = Annotated[str | None, typer.Option(help="Base model, where run.json does not lead to it.")]
+Imatrix = Annotated[
+    bool | None,
+    typer.Option(
+        "--imatrix/--no-imatrix", help="Weigh every quantization by an importance matrix of your rows.",
+        show_default=False,
+    ),
+]  # fmt: skip
 LlamaCpp = Annotated[Path | None, typer.Option(help="Your own llama.cpp checkout, for its converter.")]
 Preset = Annotated[str | None, typer.Option(help="A preset, or your own preset.toml. See: twin presets list")]
 Person = Annotated[str | None, typer.Option(help="Whose twin this is: a speaker's exact name.")]

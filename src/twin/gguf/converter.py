@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -103,7 +104,7 @@ def run(script: Path, arguments: Sequence[str], target: Path) -> str:
     if done.returncode == 0 and target.is_file():
         return ""
     lines = [line for line in done.stderr.splitlines() if line.strip()]
-    return lines[-1].strip().rstrip(".") if lines else "it said nothing"
+    return re.sub(r"^[A-Z]+:[\w-]+:", "", lines[-1].strip()).rstrip(".") if lines else "it said nothing"
 
 
 def environment(script: Path) -> dict[str, str]:

@@ -12,7 +12,6 @@ Imported late: llama_cpp is at the top.
 from __future__ import annotations
 
 import ctypes
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,10 +20,10 @@ import llama_cpp
 import numpy as np
 import numpy.typing as npt
 import psutil
-from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
+from gguf import GGMLQuantizationType, GGUFWriter
 
-from twin.errors import StepError, TwinError, UsageError, file_errors
-from twin.files import fingerprint, scratch_dir
+from twin.errors import StepError, UsageError, file_errors
+from twin.files import scratch_dir
 from twin.gguf.ggml import BASE, Tensor, check_layout
 from twin.gguf.reader import open_reader
 from twin.llama import open_gguf
@@ -39,9 +38,6 @@ _ROWS = 64  # of one context
 _PLAIN, _CHOSEN = b"MUL_MAT", b"MUL_MAT_ID"  # of one weight, and of the experts that a token chose
 _LAST = b"result_norm"
 _SUMS, _COUNTS = ".in_sum2", ".counts"
-_KEY = "twin.imatrix.key"
-# llama-quant.cpp, tensor_requires_imatrix: types that ggml would make without one, as garbage.
-_GARBAGE = {GGMLQuantizationType.IQ3_XXS, GGMLQuantizationType.IQ2_S, GGMLQuantizationType.IQ1_M}
 _AGAIN = "It is made anew where it is missing: remove it."
 
 
@@ -245,14 +241,13 @@ def _values(tensor: Tensor, kind: type[np.generic]) -> npt.NDArray[Any]:
     return np.ndarray(tuple(tensor.ne)[::-1], kind, raw, strides=tuple(tensor.nb)[::-1])
 
 
-def write(path: Path, means: Mapping[str, Floats], tokens: int, key: str = "") -> None:
+def write(path: Path, means: Mapping[str, Floats], tokens: int) -> None:
     """Write an importance matrix as llama.cpp's tools read it: a GGUF of sums and counts, for its owner alone.
 
     Args:
         path: the file, which appears whole or not at all.
         means: see ``gather``.
         tokens: how many were gathered from.
-        key: what ``load_or_gather`` knows it again by.
     """
     with scratch_dir(path) as scratch, file_errors(path, "write"):
         made = scratch / "imatrix.gguf"
@@ -261,7 +256,6 @@ def write(path: Path, means: Mapping[str, Floats], tokens: int, key: str = "") -
         writer.add_array("imatrix.datasets", ["twin"])
         writer.add_uint32("imatrix.chunk_count", max(1, tokens // _BATCH))
         writer.add_uint32("imatrix.chunk_size", _BATCH)
-        writer.add_string(_KEY, key)
         for name, mean in sorted(means.items()):
             rows = np.atleast_2d(mean)
             count = np.full((len(rows), 1), tokens, np.float32)
@@ -281,11 +275,7 @@ def read(path: Path) -> dict[str, Floats]:
     Raises:
         UsageError: it is none, or a damaged one.
     """
-    return _means(open_reader(path), path)
-
-
-def _means(reader: GGUFReader, path: Path) -> dict[str, Floats]:
-    tensors = {tensor.name: tensor for tensor in reader.tensors}
+    tensors = {tensor.name: tensor for tensor in open_reader(path).tensors}
     means = {}
     for name in sorted(name.removesuffix(_SUMS) for name in tensors if name.endswith(_SUMS)):
         pair = [tensors[key] for key in (name + _SUMS, name + _COUNTS) if key in tensors]
@@ -302,46 +292,6 @@ def _means(reader: GGUFReader, path: Path) -> dict[str, Floats]:
     if not means:
         raise UsageError(f"'{path}' is no importance matrix: it has no sums.", _AGAIN)
     return means
-
-
-def load_or_gather(
-    path: Path, gguf: Path, about: Mapping[str, Any], sequences: Sequence[Sequence[int]], reporter: Reporter
-) -> dict[str, Floats]:
-    """Return the importance matrix in ``path``, gathered and written there first where it is of other things.
-
-    Args:
-        path: where it is kept.
-        gguf: see ``gather``; not read where the file will do.
-        about: what says which model that is: digests of the base and of the adapter.
-        sequences: see ``gather``.
-        reporter: told of the tokens.
-
-    Raises:
-        TwinError: what ``gather`` refuses.
-    """
-    ids = hashlib.sha256(b"\0".join(np.asarray(row, np.int64).tobytes() for row in sequences)).hexdigest()
-    key = fingerprint({"about": about, "ids": ids, "context": _CONTEXT, "llama_cpp": llama_cpp.__version__}, [])
-    if path.is_file():
-        try:
-            reader = open_reader(path)
-            field = reader.get_field(_KEY)
-            if field is not None and field.contents() == key:
-                return _means(reader, path)
-        except (TwinError, UnicodeDecodeError):
-            pass  # damaged: made anew
-    means = gather(gguf, sequences, reporter)
-    write(path, means, sum(min(len(row), _CONTEXT) for row in sequences), key)
-    return means
-
-
-def requires_imatrix(types: Iterable[int]) -> bool:
-    """Say whether llama.cpp makes any of these tensor types only with an importance matrix.
-
-    Args:
-        types: numbers of ggml's types (``gguf.GGMLQuantizationType``). For the embedding and the output layer
-            llama.cpp asks for none, and chooses types that need none.
-    """
-    return any(kind in _GARBAGE or BASE.ggml_quantize_requires_imatrix(int(kind)) for kind in types)
 
 
 def weights(means: Mapping[str, Floats] | None, name: str, columns: int, experts: int = 1) -> Floats | None:

@@ -12,13 +12,14 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
 from twin import errors
-from twin.errors import MachineError, StepError, TwinError, file_errors
+from twin.errors import MachineError, StepError, TwinError, UsageError, file_errors
 from twin.files import scratch_dir
-from twin.gguf import converter
+from twin.gguf import converter, quantize
 from twin.gguf.vocabulary import vocabulary
 from twin.progress import Reporter, Task
 from twin.records import Turn
@@ -34,6 +35,8 @@ def make(
     training_ids: Callable[[Sequence[Turn]], Sequence[int]],
     llama_cpp: Path | None,
     reporter: Reporter,
+    rows: Callable[[], Sequence[Sequence[int]]] = list,
+    weigh: bool = False,
 ) -> list[dict[str, Any]]:
     """Write one GGUF a quantization.
 
@@ -46,9 +49,12 @@ def make(
         training_ids: the ids of training for turns' prompt.
         llama_cpp: a checkout of the user's, for its converter.
         reporter: told of progress.
+        rows: gives ids of the person's rows, for an importance matrix.
+        weigh: every quantization has an importance matrix, not only those that need one.
 
     Returns:
-        For each file its path (``gguf``), ``quantization``, ``bytes``, ``sha256`` and ``checks``.
+        For each file its path (``gguf``), ``quantization``, ``bytes``, ``sha256``, ``imatrix`` (it has one) and
+        ``checks``.
 
     Raises:
         TwinError: what the worker or ``check`` refuse.
@@ -56,11 +62,16 @@ def make(
     done = []
     with scratch_dir(next(iter(targets.values()))) as scratch:
         files = {name: scratch / f"{name}.gguf" for name in targets}
-        made = one_pass(base, adapter, family, files, llama_cpp, scratch, reporter, dry_run=False)
+        ask = partial(one_pass, base, adapter, family, llama_cpp=llama_cpp, scratch=scratch, reporter=reporter)
+        weighed, plain = _apart(files, weigh)
+        made = ask(plain)["files"] if plain else []
+        if weighed:
+            made += ask(weighed, imatrix=_imatrix(ask, scratch, rows(), reporter))["files"]
+        written = {about["quantization"]: about for about in made}
         from twin.gguf.check import check  # llama_cpp is loaded while nothing else waits for it
 
-        for about, target in zip(made["files"], targets.values(), strict=True):
-            file = files[about["quantization"]]
+        for name, target in targets.items():
+            about, file = written[name] | {"imatrix": name in weighed}, files[name]
             with reporter.task(f"Checking {target.name}"):
                 checks = check(file, family, prompts, training_ids)
             with file_errors(target, "write"):
@@ -71,6 +82,22 @@ def make(
     return done
 
 
+def _imatrix(ask: Callable[..., Any], scratch: Path, rows: Sequence[Sequence[int]], reporter: Reporter) -> Path:
+    """Return an importance matrix of the model, gathered on it at 8 bits."""
+    from twin.gguf import imatrix
+
+    if not rows:
+        raise UsageError(
+            "An importance matrix is made of the rows that the twin learned, and they are not here.",
+            "Bring the dataset back that it was trained with, or choose another quantization: -q q3_k_m",
+        )
+    model, target = scratch / "weighed.gguf", scratch / "imatrix.gguf"
+    ask({"q8_0": model})
+    imatrix.write(target, imatrix.gather(model, rows, reporter), sum(map(len, rows)))
+    model.unlink()
+    return target
+
+
 def foresee(
     base: Path,
     adapter: Path | None,
@@ -78,16 +105,26 @@ def foresee(
     targets: Mapping[str, Path],
     llama_cpp: Path | None,
     reporter: Reporter,
+    weigh: bool = False,
 ) -> dict[str, Any]:
     """Return the exact ``bytes`` of each of the ``files``, and the ``seconds`` that making them will take here.
 
-    Everything but the writing is done as ``make`` does it, and refused as there.
+    Everything but the writing is done as ``make`` does it, and refused as there. The time does not count what an
+    importance matrix takes.
     """
     with scratch_dir(next(iter(targets.values()))) as scratch:
-        foreseen = one_pass(base, adapter, family, targets, llama_cpp, scratch, reporter, dry_run=True)
-    for about in foreseen["files"]:
-        about["gguf"] = str(targets[about["quantization"]])
-    return foreseen
+        ask = partial(one_pass, base, adapter, family, llama_cpp=llama_cpp, scratch=scratch, reporter=reporter)
+        weighed, plain = _apart(targets, weigh)
+        parts = [ask(files, dry_run=True, weigh=files is weighed) for files in (plain, weighed) if files]
+    found = {about["quantization"]: about for part in parts for about in part["files"]}
+    made = [found[name] | {"gguf": str(target)} for name, target in targets.items()]
+    return {"files": made, "seconds": sum(part["seconds"] for part in parts)}
+
+
+def _apart(files: Mapping[str, Path], weigh: bool) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Return the files that have an importance matrix, and the others."""
+    weighed = {name: file for name, file in files.items() if weigh or name in quantize.NEEDS_IMATRIX}
+    return weighed, {name: file for name, file in files.items() if name not in weighed}
 
 
 def one_pass(
@@ -98,20 +135,22 @@ def one_pass(
     llama_cpp: Path | None,
     scratch: Path,
     reporter: Reporter,
-    dry_run: bool,
+    dry_run: bool = False,
+    imatrix: Path | None = None,
+    weigh: bool = False,
 ) -> dict[str, Any]:
-    """Let a worker do it in ``scratch``, and return its result."""
+    """Let a worker do it in ``scratch``, and return its result; see ``worker.work``."""
     script = converter.find_converter(llama_cpp, reporter)
     known = vocabulary(base, family.gguf_name, llama_cpp, reporter)
     checkpoint = scratch / "checkpoint"
     with file_errors(scratch, "write"):
-        checkpoint.mkdir()
+        checkpoint.mkdir(exist_ok=True)
         shutil.copyfile(base / "config.json", checkpoint / "config.json")
     job = {
         "checkpoint": str(checkpoint), "base": str(base), "adapter": str(adapter) if adapter else None,
         "scratch": str(scratch), "vocabulary": str(known), "name": family.gguf_name, "chat_template": family.jinja,
         "files": [[name, str(path)] for name, path in files.items()], "threads": os.cpu_count() or 1,
-        "imatrix": None, "dry_run": dry_run,
+        "imatrix": str(imatrix) if imatrix else None, "weigh": weigh, "dry_run": dry_run,
     }  # fmt: skip
     what = "Merging and quantizing" if adapter else "Quantizing the base model"
     with (scratch / "log").open("w+b") as log:

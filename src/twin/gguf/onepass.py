@@ -22,7 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from twin.errors import StepError
-from twin.gguf import quantize
+from twin.gguf import imatrix, quantize
 from twin.gguf.lazy import Converted, Source
 from twin.gguf.quantize import Bytes, Floats, Quantizer
 
@@ -51,19 +51,17 @@ class Planned:
     header: bytes
 
 
-def plan(
-    model: Converted, names: Sequence[str], scratch: Path, imatrix: Mapping[str, Floats], parameters: Callable[[], Any]
-) -> list[Planned]:
+def plan(model: Converted, names: Sequence[str], scratch: Path, means: Mapping[str, Floats]) -> list[Planned]:
     """Return what each file will be: llama.cpp is asked, with a file that has all but the data.
 
     Args:
         model: the converted model.
         names: quantizations.
         scratch: an existing folder.
-        imatrix: an importance matrix by tensor; empty: none.
-        parameters: makes the quantizer's parameters, the matrix among them.
+        means: an importance matrix by tensor; empty: none.
 
     Raises:
+        UsageError: a quantization needs an importance matrix.
         StepError: llama.cpp refuses the model, or names other tensors than it was given.
     """
     shell = scratch / "shell.gguf"
@@ -72,7 +70,7 @@ def plan(
     os.truncate(shell, size)
     planned = []
     for name in names:
-        kinds = quantize.plan(shell, name, parameters())
+        kinds = quantize.plan(shell, name, means)
         if sorted(kinds) != sorted(model.sources):
             odd = sorted(set(kinds) ^ set(model.sources))[0]
             raise StepError(f"llama.cpp and its converter do not agree on the tensor '{odd}'.", "Report this, please.")
@@ -81,6 +79,15 @@ def plan(
         planned.append(Planned(name, kinds, size, header))
     shell.unlink()
     return planned
+
+
+def ones(model: Converted) -> dict[str, Floats]:
+    """Return an importance matrix that weighs all alike: the types of a file hang on there being one, not on which."""
+    return {
+        name: np.ones(source.shape[-1] * (source.count // source.shape[-2]), np.float32)
+        for name, source in model.sources.items()
+        if len(source.shape) > 1 and name.startswith("blk.")
+    }
 
 
 def _header(model: Converted, kinds: Mapping[str, int], metadata: Mapping[str, Any], file: Path) -> tuple[bytes, int]:
@@ -144,7 +151,7 @@ def write(
     model: Converted,
     plans: Sequence[Planned],
     targets: Sequence[Path],
-    imatrix: Mapping[str, Floats],
+    means: Mapping[str, Floats],
     threads: int,
     tick: Callable[[int], None],
 ) -> list[str]:
@@ -154,7 +161,7 @@ def write(
         model: the converted model.
         plans: what to write.
         targets: where, a path for each.
-        imatrix: an importance matrix by tensor.
+        means: an importance matrix by tensor; empty: none.
         threads: how many blocks are computed at a time.
         tick: told how many values of the model are done since it was last.
 
@@ -171,7 +178,7 @@ def write(
         ]
         for out in outs:
             out.write(out.planned.header)
-        for name, blocks in _blocks(model, plans, imatrix, threads):
+        for name, blocks in _blocks(model, plans, means, threads):
             total = 0.0
             for made, squares, values in blocks:
                 total += squares
@@ -199,7 +206,7 @@ Block = tuple[list[Bytes], float, int]
 
 
 def _blocks(
-    model: Converted, plans: Sequence[Planned], imatrix: Mapping[str, Floats], threads: int
+    model: Converted, plans: Sequence[Planned], means: Mapping[str, Floats], threads: int
 ) -> Iterator[tuple[str, Iterator[Block]]]:
     """Yield each tensor's name and blocks, in order, while later blocks are computed on ``threads`` threads."""
     with ThreadPoolExecutor(threads) as pool:
@@ -208,7 +215,7 @@ def _blocks(
         def submit() -> Iterator[None]:
             for name in plans[0].kinds:
                 source = model.sources[name]
-                quantizers = _quantizers(source, plans, imatrix)
+                quantizers = _quantizers(source, plans, means)
                 for start, stop in _ranges(source):
                     under_way.append((name, pool.submit(_compute, source, quantizers, start, stop)))
                     yield
@@ -244,14 +251,14 @@ def _ranges(source: Source) -> Iterator[tuple[int, int]]:
             yield start, min(start + size, first + expert)
 
 
-def _quantizers(source: Source, plans: Sequence[Planned], imatrix: Mapping[str, Floats]) -> list[Quantizer | None]:
+def _quantizers(source: Source, plans: Sequence[Planned], means: Mapping[str, Floats]) -> list[Quantizer | None]:
     """Return what makes each file's rows of a tensor; None where they stay float32."""
     expert = source.shape[-2] if len(source.shape) > 1 else 1
     float32 = quantize.type_numbers()["f32"]
     made: list[Quantizer | None] = []
     for planned in plans:
         kind = planned.kinds[source.name]
-        weights = imatrix.get(source.name)
+        weights = imatrix.weights(means, source.name, source.shape[-1], source.count // expert)
         made.append(None if kind == float32 else Quantizer(source.name, kind, source.shape[-1], expert, weights))
     return made
 
@@ -265,7 +272,7 @@ def _compute(source: Source, quantizers: Sequence[Quantizer | None], start: int,
     return made, squares, values.size
 
 
-def estimate_seconds(model: Converted, plans: Sequence[Planned], imatrix: Mapping[str, Floats], threads: int) -> float:
+def estimate_seconds(model: Converted, plans: Sequence[Planned], means: Mapping[str, Floats], threads: int) -> float:
     """Return how long ``write`` will take, from a second's worth of blocks that are spread over the model."""
     work = []
     for name in plans[0].kinds:
@@ -283,7 +290,7 @@ def estimate_seconds(model: Converted, plans: Sequence[Planned], imatrix: Mappin
             for index in order[some : some + threads]:
                 source, (start, stop) = work[index]
                 if source.name not in cached:
-                    cached[source.name] = _quantizers(source, plans, imatrix)
+                    cached[source.name] = _quantizers(source, plans, means)
                 futures.append(pool.submit(_compute, source, cached[source.name], start, stop))
             done += sum(future.result()[2] for future in futures)
             if time.perf_counter() - began > _SAMPLE_SECONDS:

@@ -10,16 +10,16 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import llama_cpp
 import numpy as np
 import numpy.typing as npt
 
 from twin.errors import StepError, UsageError, nearest
+from twin.gguf import imatrix
 from twin.gguf.ggml import BASE
 
 Floats = npt.NDArray[np.float32]
@@ -32,12 +32,14 @@ _NAMES = (
     "iq3_m", "iq4_nl", "iq4_xs", "f16", "bf16",
 )  # fmt: skip
 TYPES: dict[str, int] = {name: getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name.upper()}") for name in _NAMES}
-# Those whose dry run on any model asks for an importance matrix: told before a model is read.
+# Those that llama.cpp asks for an importance matrix on any model; its dry run is asked too (see ``plan``).
 NEEDS_IMATRIX = frozenset({"q2_k_s", "iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "iq3_xxs", "iq3_xs"})
 
 _LOGGED = re.compile(
     r"\[ *\d+/ *\d+\] +(\S+) +- \[[^]]*\], type = *(\w+), size = *[\d.]+ MiB(?: -> *[\d.]+ MiB \((\w+)\))?"
 )
+_ASKS = "will require an imatrix"
+_NO_IMATRIX = "One is made of your training rows where they are here; without, try -q q3_k_m."
 _REFUSED = re.compile(r"failed to quantize: (.+)")
 
 
@@ -66,23 +68,23 @@ def row_bytes(kind: int, length: int) -> int:
     return int(BASE.ggml_row_size(kind, length))
 
 
-def default_parameters() -> Any:
-    """Return the parameters of llama.cpp's quantizer as it sets them itself."""
-    return llama_cpp.llama_model_quantize_default_params()
-
-
-def plan(shell: Path, name: str, parameters: Any) -> dict[str, int]:
+def plan(shell: Path, name: str, means: Mapping[str, Floats]) -> dict[str, int]:
     """Return the type that each tensor gets, in the order of the file, as llama.cpp decides.
 
     Args:
         shell: a GGUF of the unquantized model, whose data may be a hole.
         name: the quantization.
-        parameters: of the quantizer; an importance matrix may be among them.
+        means: an importance matrix by tensor; empty: none.
 
     Raises:
         StepError: llama.cpp refuses the model; its own words are in the sentence.
+        UsageError: it asks for an importance matrix.
     """
+    parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype, parameters.dry_run = TYPES[name], True
+    matrix = imatrix.as_parameters(means) if means else None
+    if matrix:
+        parameters.imatrix = ctypes.cast(matrix, type(parameters.imatrix))
     said: list[bytes] = []
 
     @llama_cpp.llama_log_callback
@@ -103,6 +105,8 @@ def plan(shell: Path, name: str, parameters: Any) -> dict[str, int]:
             f"llama.cpp can't make a {name} of this model: {reason[1] if reason else 'it says no more'}.",
             "Try another quantization: -q q8_0",
         )
+    if _ASKS in text and not means:
+        raise UsageError(f"The quantization {name} needs an importance matrix.", _NO_IMATRIX)
     numbers = type_numbers()
     return {tensor: numbers[to or kind] for tensor, kind, to in _LOGGED.findall(text)}
 
@@ -127,7 +131,7 @@ class Quantizer:
         if self.imatrix is None and BASE.ggml_quantize_requires_imatrix(kind):
             raise UsageError(
                 f"The type of '{tensor}' needs an importance matrix.",
-                "Leave twin its held-out or training rows, or try -q q3_k_m.",
+                _NO_IMATRIX,
             )
         BASE.ggml_quantize_init(kind)
 

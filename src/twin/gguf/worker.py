@@ -45,7 +45,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     Args:
         job: ``checkpoint``, ``base`` and ``scratch``: folders; ``adapter``: a folder or null; ``vocabulary``: a file;
             ``name`` and ``chat_template``: for the metadata; ``files``: pairs of quantization and path;
-            ``imatrix``: a file or null; ``threads``; ``dry_run``.
+            ``imatrix``: a file or null; ``weigh``: there will be one; ``threads``; ``dry_run``.
 
     Returns:
         ``files``: for each ``quantization``, ``bytes``, ``sha256`` and ``types`` (tensors by type); and ``tensors``,
@@ -53,7 +53,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
     """
     import torch
 
-    from twin.gguf import lazy, onepass, quantize
+    from twin.gguf import imatrix, lazy, onepass
 
     # Blocks are computed on threads of our own, each of which calls torch for one.
     torch.set_num_threads(1)
@@ -66,19 +66,20 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         bind = partial(open_adapter(Path(job["adapter"])).bind, tied=tied)
     with torch.inference_mode():
         model = lazy.convert(checkpoint, base, bind, Path(job["vocabulary"]), job["name"], job["chat_template"])
-        imatrix: dict[str, Any] = {}
-        parameters = quantize.default_parameters
+        means = imatrix.read(Path(job["imatrix"])) if job["imatrix"] else {}
+        if job["dry_run"] and job["weigh"]:
+            means = onepass.ones(model)
         names = [name for name, _ in job["files"]]
         with file_errors(scratch, "write"):
-            plans = onepass.plan(model, names, scratch, imatrix, parameters)
+            plans = onepass.plan(model, names, scratch, means)
         result = [{"quantization": one.quantization, "bytes": one.size} for one in plans]
         if job["dry_run"]:
-            return {"files": result, "seconds": onepass.estimate_seconds(model, plans, imatrix, job["threads"])}
+            return {"files": result, "seconds": onepass.estimate_seconds(model, plans, means, job["threads"])}
         need_disk(scratch, sum(one.size for one in plans), "The GGUF step")
         _say(total=sum(one.count * one.shape[-1] for one in model.sources.values()))
         with file_errors(scratch, "write"):
             digests = onepass.write(
-                model, plans, [Path(path) for _, path in job["files"]], imatrix, job["threads"], _ticker()
+                model, plans, [Path(path) for _, path in job["files"]], means, job["threads"], _ticker()
             )
     for about, digest in zip(result, digests, strict=True):
         about["sha256"] = digest

@@ -43,6 +43,7 @@ def command(
     lora: Annotated[
         bool, typer.Option("--lora", help="Write adapter.gguf, the adapter alone, for a base model served already.")
     ] = False,
+    imatrix: options.Imatrix = None,
     llama_cpp: options.LlamaCpp = None,
     json: options.Json = False,
     quiet: options.Quiet = False,
@@ -56,7 +57,9 @@ def command(
     if lora and quantization:
         raise UsageError("--lora writes the adapter in float32, and -q quantizes a whole model.", "Leave one out.")
     out = Output(json, quiet, verbose)
-    settings = load_settings(gguf={"quantization": quantization, "base": base, "llama_cpp": llama_cpp})
+    settings = load_settings(
+        gguf={"quantization": quantization, "base": base, "imatrix": imatrix, "llama_cpp": llama_cpp}
+    )
     done = pipeline.gguf(adapter, settings, out.reporter(), output, dry_run, lora)
     state = "would be written" if dry_run else "checked"
     sizes = [f"{file['bytes'] / 1e6:,.1f} MB, " if "bytes" in file else "" for file in done.files]
