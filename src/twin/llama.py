@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import ctypes
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -220,13 +220,32 @@ class Gguf:
 
 
 @contextmanager
-def open_gguf(path: Path, num_ctx: int = 4096, vocab_only: bool = False) -> Iterator[Gguf]:
+def _no_copies() -> Iterator[None]:
+    """Open models without copies of their weights: ``Llama`` has no argument for it, and takes the defaults."""
+    library: Any = llama_cpp.llama_cpp
+    defaults = library.llama_model_default_params
+
+    def plain() -> Any:
+        parameters = defaults()
+        parameters.use_extra_bufts = False
+        return parameters
+
+    library.llama_model_default_params = plain
+    try:
+        yield
+    finally:
+        library.llama_model_default_params = defaults
+
+
+@contextmanager
+def open_gguf(path: Path, num_ctx: int = 4096, vocab_only: bool = False, copies: bool = True) -> Iterator[Gguf]:
     """Open the model file ``path``.
 
     Args:
         path: a GGUF.
         num_ctx: context length in tokens.
         vocab_only: load the vocabulary alone, for ids.
+        copies: let llama.cpp copy weights into the layout that this processor computes fastest: as much memory again.
 
     Raises:
         StepError: llama.cpp can't open it.
@@ -234,15 +253,16 @@ def open_gguf(path: Path, num_ctx: int = 4096, vocab_only: bool = False) -> Iter
     silence()
     _errors.clear()
     try:
-        model = llama_cpp.Llama(
-            str(path),
-            n_ctx=num_ctx,
-            n_batch=512,
-            vocab_only=vocab_only,
-            verbose=False,
-            n_threads=psutil.cpu_count(logical=False) or 2,
-            n_threads_batch=psutil.cpu_count() or 2,
-        )
+        with nullcontext() if copies else _no_copies():
+            model = llama_cpp.Llama(
+                str(path),
+                n_ctx=num_ctx,
+                n_batch=512,
+                vocab_only=vocab_only,
+                verbose=False,
+                n_threads=psutil.cpu_count(logical=False) or 2,
+                n_threads_batch=psutil.cpu_count() or 2,
+            )
     except (ValueError, RuntimeError, OSError) as error:
         said = _errors[0].rpartition("error loading model: ")[2] if _errors else str(error)
         raise StepError(f"'{path}' can't be opened as a model: {said}.", "Make it again: twin gguf") from None

@@ -68,7 +68,7 @@ def check(
         list(threads.map(partial(_check_values, path), reader.tensors))
     count = len(reader.tensors)
     del reader  # its pages with it
-    with open_gguf(path, num_ctx=2048) as model:
+    with open_gguf(path, num_ctx=2048, copies=False) as model:
         _check_ends(path, family, model)
         same = gate.check_ids(family, prompts, training_ids, model.ids, model.piece)
         answer = _answer(path, model, training_ids(prompts[0][1])) if prompts else ""

@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -64,16 +65,17 @@ def make(
         files = {name: scratch / f"{name}.gguf" for name in targets}
         ask = partial(one_pass, base, adapter, family, llama_cpp=llama_cpp, scratch=scratch, reporter=reporter)
         weighed, plain = _apart(files, weigh)
-        made = ask(plain)["files"] if plain else []
+        made = [ask(plain)] if plain else []
         if weighed:
-            made += ask(weighed, imatrix=_imatrix(ask, scratch, rows(), reporter))["files"]
-        written = {about["quantization"]: about for about in made}
+            made.append(ask(weighed, imatrix=_imatrix(ask, scratch, rows(), reporter)))
+        written = {about["quantization"]: about for part in made for about in part["files"]}
         from twin.gguf.check import check  # llama_cpp is loaded while nothing else waits for it
 
         for name, target in targets.items():
             about, file = written[name] | {"imatrix": name in weighed}, files[name]
+            tensors = about.pop("tensors")
             with reporter.task(f"Checking {target.name}"):
-                checks = check(file, family, prompts, training_ids)
+                checks = check(file, family, prompts, training_ids, expected=tensors, vocabulary=made[0]["vocabulary"])
             with file_errors(target, "write"):
                 target.parent.mkdir(parents=True, exist_ok=True)
                 file.chmod(0o600)
@@ -161,8 +163,9 @@ def one_pass(
         to, words = cast("IO[bytes]", worker.stdin), cast("IO[bytes]", worker.stdout)
         try:
             with reporter.task("Reading the model"):
-                to.write(json.dumps(job).encode() + b"\n")
-                to.flush()
+                with suppress(BrokenPipeError):  # it died, and says below of what
+                    to.write(json.dumps(job).encode() + b"\n")
+                    to.flush()
                 said = _hear(words)
             if "total" in said:
                 with reporter.task(f"{what}: {', '.join(files)}", said["total"]) as task:
@@ -171,7 +174,7 @@ def one_pass(
             worker.kill()
             worker.wait()
         if "result" in said:
-            return dict(said["result"])
+            return dict(said["result"]) | {"vocabulary": known}
         if "error" in said:
             raise _error(**said["error"])
         log.seek(0)

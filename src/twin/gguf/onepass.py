@@ -81,6 +81,14 @@ def plan(model: Converted, names: Sequence[str], scratch: Path, means: Mapping[s
     return planned
 
 
+def expected(model: Converted, planned: Planned) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Return the shape and ggml's type of each tensor of a file."""
+    import gguf
+
+    kinds = {name: gguf.GGMLQuantizationType(kind).name for name, kind in planned.kinds.items()}
+    return {name: (model.sources[name].shape, kind) for name, kind in kinds.items()}
+
+
 def ones(model: Converted) -> dict[str, Floats]:
     """Return an importance matrix that weighs all alike: the types of a file hang on there being one, not on which."""
     return {

@@ -48,8 +48,8 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
             ``imatrix``: a file or null; ``weigh``: there will be one; ``threads``; ``dry_run``.
 
     Returns:
-        ``files``: for each ``quantization``, ``bytes``, ``sha256`` and ``types`` (tensors by type); and ``tensors``,
-        their number. A dry run has ``seconds`` in place of the digests.
+        ``files``: for each ``quantization``, ``bytes``, ``sha256`` and ``tensors``: the shape, outermost dimension
+        first, and ggml's type of each. A dry run has neither digests nor tensors, but ``seconds``.
     """
     import torch
 
@@ -81,9 +81,9 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
             digests = onepass.write(
                 model, plans, [Path(path) for _, path in job["files"]], means, job["threads"], _ticker()
             )
-    for about, digest in zip(result, digests, strict=True):
-        about["sha256"] = digest
-    return {"files": result, "tensors": len(model.sources)}
+    for about, digest, planned in zip(result, digests, plans, strict=True):
+        about["sha256"], about["tensors"] = digest, onepass.expected(model, planned)
+    return {"files": result}
 
 
 def _ticker() -> Any:
