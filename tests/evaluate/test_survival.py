@@ -6,6 +6,8 @@ The pure half first; then a real tiny run, whose file is replaced by one that wa
 import json
 import re
 import shutil
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -286,11 +288,20 @@ def test_a_wrong_merge_is_refused_and_the_right_one_is_not(project, here, tmp_pa
 
 
 @pytest.mark.slow
-def test_a_refusal_that_was_forced_is_one_without_force(project, here, tmp_path):  # noqa: F811
+def test_a_refusal_that_was_forced_is_one_without_force(project, here, tmp_path, httpserver):  # noqa: F811
     replace_gguf(project, here, "a tenth", tmp_path)
     done = pipeline.run("tiny", [], project.settings, Silent(), True, chosen=TO_THE_END)
     assert re.match("The q8_0 GGUF kept 1[0-9] %", done.survival.refused)
     assert any(done.survival.refused in line for line in _losses(done.survival))
+    # Nor does a server get it, and the command line says 5.
+    httpserver.expect_request("/api/version").respond_with_json({"version": "0.33.0"})
+    httpserver.expect_request("/api/show").respond_with_json({"error": "model 'tiny' not found"}, status=404)
+    Path("twin.toml").write_text('[gguf]\nquantization = ["q8_0"]\n', "utf-8")
+    command = [sys.executable, "-m", "twin", "register", "tiny", "--host", httpserver.url_for("")]
+    asked = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert asked.returncode == EXIT_GATE
+    assert asked.stderr.splitlines()[1].startswith("Error: The q8_0 GGUF kept 1")
+    assert {request.path for request, _ in httpserver.log} == {"/api/version", "/api/show"}
     with pytest.raises(GateError, match="The q8_0 GGUF kept"):
         pipeline.run("tiny", [], project.settings, Silent(), chosen=TO_THE_END)
 
