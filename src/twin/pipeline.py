@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
@@ -309,11 +310,11 @@ def _gguf(source: Source, settings: Settings, reporter: Reporter, output: Path |
             base.folder, source.folder, family, targets, settings.gguf.llama_cpp, reporter, settings.gguf.imatrix
         )
         return Made(paths, tuple(would["files"]), 0.0, would["seconds"])
-    with files.exclusive(paths.root):
-        ids = prove.training_ids(base, family)
+    with files.exclusive(paths.root), ThreadPoolExecutor(1) as ahead:
+        ids = ahead.submit(prove.training_ids, base, family)  # seconds of imports, while the worker has its own
         made = make(
-            base.folder, source.folder, family, targets, source.prompts(), ids, settings.gguf.llama_cpp, reporter,
-            source.rows, settings.gguf.imatrix,
+            base.folder, source.folder, family, targets, source.prompts(), lambda turns: ids.result()(turns),
+            settings.gguf.llama_cpp, reporter, source.rows, settings.gguf.imatrix,
         )  # fmt: skip
         if output is None and source.is_run:
             for file in made:

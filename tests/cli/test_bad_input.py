@@ -248,7 +248,7 @@ def test_a_file_where_the_output_goes(twin, brain):
         (
             ["gguf", "-q", "q4_k_l"],
             "There is no quantization 'q4_k_l'.",
-            "Did you mean 'q4_k_s' or 'q4_k_m' or 'q5_k_s'?",
+            "Did you mean 'q4_k_s' or 'q4_k_m' or 'q3_k_l'?",
         ),
         (
             ["export", "--validation-split", "0.9"],

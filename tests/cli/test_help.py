@@ -40,7 +40,9 @@ CONTRACT = {
         "--lora-r", "--max-length", "--resume-from", "--backend", "--device", "--seed", "--dry-run", "--explain",
         "--report-to", "--show-mask", "--from-adapter", "--replay",
     },
-    "gguf": {"--quantization", "-q", "--output", "--base", "--llama-cpp", "--dry-run"},
+    "gguf": {
+        "--quantization", "-q", "--output", "--base", "--lora", "--imatrix", "--no-imatrix", "--llama-cpp", "--dry-run",
+    },
     "register": {"--adapter", "--gguf", "--base", "--host", "--env", "--to", "--force", "--dry-run"},
     "check": {"--modelfile", "--base", "--llama-cpp"},
     "chat": {"--message", "--system", "--gguf", "--host"},
@@ -55,7 +57,7 @@ CONTRACT = {
     "presets copy": {"--dry-run"},
 }  # fmt: skip
 LATER = {
-    "eval", "list", "remove", "init", "doctor", "--lora",
+    "eval", "list", "remove", "init", "doctor",
 }  # fmt: skip
 
 

@@ -165,26 +165,6 @@ def test_a_file_that_is_none_is_refused(tmp_path, tensors, said):
         imatrix.read(tmp_path / "it.gguf")
 
 
-def test_it_is_gathered_once_for_a_model_and_rows(tmp_path, plain, monkeypatch):
-    calls = []
-    gather = imatrix.gather
-    monkeypatch.setattr(imatrix, "gather", lambda *given: calls.append(1) or gather(*given))
-    path = tmp_path / "imatrix.gguf"
-
-    def again(about="one model", rows=ROWS):
-        return imatrix.load_or_gather(path, plain, {"model": about}, rows, Silent())
-
-    first = again()
-    np.testing.assert_allclose(again()["blk.0.attn_q.weight"], first["blk.0.attn_q.weight"], rtol=1e-6)
-    assert len(calls) == 1
-    again(about="another model")
-    again(about="another model", rows=ROWS[:2])
-    assert len(calls) == 3
-    path.write_bytes(path.read_bytes()[:200])
-    again(about="another model", rows=ROWS[:2])
-    assert len(calls) == 4
-
-
 # ---------------------------------------------------------------- what quantizes with it
 
 
