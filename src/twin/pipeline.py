@@ -26,6 +26,7 @@ from twin.measure import chat_samples, check_measured, evaluate, survival_of
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.processes import place
 from twin.progress import Reporter, Silent, release_memory
+from twin.records import Turn
 from twin.results import (
     AppEnv,
     Foreseen,
@@ -311,9 +312,13 @@ def _gguf(source: Source, settings: Settings, reporter: Reporter, output: Path |
         )
         return Made(paths, tuple(would["files"]), 0.0, would["seconds"])
     with files.exclusive(paths.root), ThreadPoolExecutor(1) as ahead:
-        ids = ahead.submit(prove.training_ids, base, family)  # seconds of imports, while the worker has its own
+        loaded = ahead.submit(prove.training_ids, base, family)  # seconds of imports, while the worker has its own
+
+        def ids(turns: Sequence[Turn]) -> list[int]:
+            return loaded.result()(turns)
+
         made = make(
-            base.folder, source.folder, family, targets, source.prompts(), lambda turns: ids.result()(turns),
+            base.folder, source.folder, family, targets, source.prompts(), ids,
             settings.gguf.llama_cpp, reporter, source.rows, settings.gguf.imatrix,
         )  # fmt: skip
         if output is None and source.is_run:
