@@ -34,6 +34,7 @@ bench: $(STAMP)-dev
 	$(BIN)/python -m benchmarks.gate
 	$(BIN)/python -m benchmarks.mask
 	$(BIN)/python -m benchmarks.registration
+	$(BIN)/python benchmarks/gguf.py
 
 # A real Ollama for the tests: one on PATH, or built once into the user's cache. Without Go its tests are skipped, aloud.
 ollama: $(STAMP)-dev

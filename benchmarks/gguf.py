@@ -152,18 +152,19 @@ def watched(command: list[str]) -> dict[str, Any]:
     """Run a command and return its seconds, CPU seconds, peak memory and bytes written, its children's included."""
     used, began, busy = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), busy_seconds()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    peak, written = 0, {}
+    peak, written = 0, 0
     with tempfile.TemporaryFile("w+") as log:
         process = psutil.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         while process.poll() is None:
-            held = 0
+            held = counted = 0
             for one in family(process):
                 try:
                     held += one.memory_info().rss
-                    written[one.pid] = one.io_counters().write_bytes if hasattr(one, "io_counters") else 0
+                    # What a child wrote that has ended is among its parent's.
+                    counted += one.io_counters().write_bytes if hasattr(one, "io_counters") else 0
                 except psutil.Error:  # it has ended
                     continue
-            peak = max(peak, held)
+            peak, written = max(peak, held), max(written, counted)
             time.sleep(0.05)
         seconds = time.perf_counter() - began
         if process.returncode:
@@ -172,7 +173,7 @@ def watched(command: list[str]) -> dict[str, Any]:
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
     others = (busy_seconds() - busy - cpu) / (seconds * (os.cpu_count() or 1))
-    return {"seconds": seconds, "cpu": cpu, "peak": peak, "written": sum(written.values()), "others": max(others, 0.0)}
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "written": written, "others": max(others, 0.0)}
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:

@@ -51,6 +51,7 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
         ``files``: for each ``quantization``, ``bytes``, ``sha256`` and ``tensors``: the shape, outermost dimension
         first, and ggml's type of each. A dry run has neither digests nor tensors, but ``seconds``.
     """
+    sys.modules["triton"] = None  # type: ignore[assignment]  # a hundred megabytes for GPUs, where torch finds it
     import torch
 
     from twin.gguf import imatrix, lazy, onepass
