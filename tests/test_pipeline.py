@@ -619,6 +619,30 @@ def test_another_quantization_remakes_the_gguf_alone(project, here):
     assert pipeline.run("tiny", [], both, Silent()).seconds == dict.fromkeys(STEPS)
 
 
+def test_an_importance_matrix_is_made_of_the_rows_that_were_learned(project, here, tmp_path):
+    weighed = with_settings(project.settings, "gguf", quantization=["iq4_xs"], imatrix=True)
+    target = tmp_path / "weighed.gguf"
+    made = pipeline.gguf(None, weighed, Silent(), output=target).files[0]
+    assert made["imatrix"] is True
+    assert made["bytes"] == target.stat().st_size
+    before = target.read_bytes()
+    with pytest.raises(UsageError, match="is there already"):
+        pipeline.gguf(None, weighed, Silent(), output=target)
+    plain = pipeline.gguf(None, with_settings(weighed, "gguf", imatrix=False), Silent(), output=tmp_path / "plain.gguf")
+    assert plain.files[0]["imatrix"] is False
+    assert plain.files[0]["bytes"] == made["bytes"]
+    assert (tmp_path / "plain.gguf").read_bytes() != before == target.read_bytes()
+    learned = Path("data/train.jsonl")
+    rows = learned.read_bytes()
+    learned.unlink()
+    try:
+        with pytest.raises(UsageError, match="rows that the twin learned, and they are not here"):
+            pipeline.gguf(None, weighed, Silent(), output=tmp_path / "other.gguf")
+    finally:
+        learned.write_bytes(rows)
+    assert not (tmp_path / "other.gguf").exists()
+
+
 def test_run_on_the_command_line_is_one_object_and_exit_3_without_a_server(project, here):
     options = [
         part for key, value in TRAIN.items() for part in (f"--{key.replace('_', '-')}", str(value)) if key != "name"

@@ -122,7 +122,10 @@ def _what_to_try(paths: RunPaths, measured: Survival) -> str:
         )
     else:
         higher = "q5_k_m" if measured.quantization.startswith(("q3", "q4")) else "q8_0"
-        tries = f"Try a higher quantization (-q {higher}), an importance matrix (twin gguf --imatrix), or more rank (--lora-r)."
+        tries = (
+            f"Try a higher quantization (-q {higher}), an importance matrix (twin gguf --imatrix), "
+            "or more rank (--lora-r)."
+        )
     return f"{tries} To serve it all the same: twin register {paths.name} --force"
 
 

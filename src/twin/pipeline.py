@@ -292,6 +292,8 @@ def gguf(
     names = check_names(settings.gguf.quantization)
     if output is not None and len(names) > 1 and not lora:
         raise UsageError("--output names one file and there are several quantizations.", "Leave --output out.")
+    if output is not None and output.exists():
+        raise UsageError(f"'{output}' is there already.", "Name another file with --output, or move it away.")
     started = time.perf_counter()
     with foreign_adapter.source(adapter, settings, reporter) as source:
         do = _gguf_lora if lora else _gguf

@@ -73,7 +73,7 @@ def test_an_export_in_several_processes_is_ended(
             assert process.poll() is None, process.communicate()
             time.sleep(0.01)
         send(process)
-        out, err = process.communicate(timeout=60)  # until the last process that has its stderr is gone
+        out, err = process.communicate(timeout=300)  # until the last process that has its stderr is gone
     finally:
         with contextlib.suppress(ProcessLookupError):  # nobody is left, as it should be
             os.killpg(process.pid, signal.SIGKILL)

@@ -26,7 +26,6 @@ from twin.progress import Reporter, Task
 from twin.records import Turn
 from twin.templates import Family
 
-
 # glibc keeps what each thread freed apart: a hundred megabytes that nobody uses.
 _FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 
