@@ -301,6 +301,8 @@ def broken_run(project, tmp_path, change):
     """Copy the run's adapter with other tensors; return what the one pass says of it."""
     from safetensors.torch import load_file, save_file
 
+    from twin.gguf.converter import find_converter
+    from twin.gguf.hired import hire
     from twin.gguf.make import foresee
 
     other = tmp_path / "other"
@@ -310,8 +312,8 @@ def broken_run(project, tmp_path, change):
     changed = {name: change(name, weight).contiguous() for name, weight in weights.items()}
     save_file(changed, other / "adapter_model.safetensors", metadata={"format": "pt"})
     target = tmp_path / "model.gguf"
-    with pytest.raises(TwinError) as caught:
-        foresee(project.base, other, load_family("chatml"), {"q8_0": target}, None, Silent())
+    with hire(find_converter(None, Silent())) as worker, pytest.raises(TwinError) as caught:
+        foresee(worker, project.base, other, load_family("chatml"), {"q8_0": target}, None, Silent())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "other", "project"]
     return caught.value
 

@@ -32,6 +32,8 @@ SERVED = [name for name in vocabularies.MODELS if name not in ("zephyr-7b-beta",
 @pytest.fixture(scope="module", params=SERVED)
 def made(request, tmp_path_factory):
     """A GGUF of random weights with a model's real tokenizer, made as twin makes them: the file, family and ids."""
+    from twin.gguf.converter import find_converter
+    from twin.gguf.hired import hire
     from twin.gguf.make import make
 
     folder = tmp_path_factory.mktemp("model")
@@ -40,7 +42,8 @@ def made(request, tmp_path_factory):
     ids = prove.training_ids(BaseModel(request.param, request.param, checkpoint), family)
     target = folder / "model-q8_0.gguf"
     prompts = [("a greeting", [Turn("user", "Hello there.")]), *gate.cases(family)]
-    make(checkpoint, None, family, {"q8_0": target}, prompts, ids, None, Silent())
+    with hire(find_converter(None, Silent())) as worker:
+        make(worker, checkpoint, None, family, {"q8_0": target}, prompts, ids, None, Silent())
     return target, family, ids
 
 

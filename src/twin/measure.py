@@ -166,6 +166,8 @@ def base_ggufs(
         reporter: told of progress.
         rows: what the twin's importance matrix was gathered from, where it has one; the base gets one of the same rows.
     """
+    from twin.gguf.converter import find_converter
+    from twin.gguf.hired import hire
     from twin.gguf.make import make
 
     states = {file.name: file.stat() for file in sorted(base.folder.glob("*.safetensors"))}
@@ -176,10 +178,12 @@ def base_ggufs(
     targets = {name: home / f"{key[:16]}-{name}.gguf" for name in quantizations}
     missing = {name: target for name, target in targets.items() if not target.exists()}
     if missing:
-        make(
-            base.folder, None, family, missing, [], lambda _: [], settings.gguf.llama_cpp, reporter, lambda: rows,
-            weigh=bool(rows),
-        )  # fmt: skip
+        script = find_converter(settings.gguf.llama_cpp, reporter)
+        with hire(script) as worker:
+            make(
+                worker, base.folder, None, family, missing, [], lambda _: [], settings.gguf.llama_cpp, reporter,
+                lambda: rows, weigh=bool(rows),
+            )  # fmt: skip
     return targets
 
 

@@ -45,6 +45,7 @@ from twin.templates import Family, gate
 if TYPE_CHECKING:
     from twin.chat import Backend
     from twin.dataset.rows import Rows
+    from twin.gguf.hired import Worker
     from twin.ollama.client import OllamaClient
     from twin.ollama.register import Meant
 
@@ -287,6 +288,8 @@ def gguf(
         lora: write the adapter alone, for a base model that is served already.
     """
     need("gguf", "llama_cpp", "torch", "transformers", "gguf")
+    from twin.gguf.converter import find_converter
+    from twin.gguf.hired import hire
     from twin.gguf.quantize import check_names
 
     names = check_names(settings.gguf.quantization)
@@ -295,23 +298,28 @@ def gguf(
     if output is not None and output.exists():
         raise UsageError(f"'{output}' is there already.", "Name another file with --output, or move it away.")
     started = time.perf_counter()
-    with foreign_adapter.source(adapter, settings, reporter) as source:
-        do = _gguf_lora if lora else _gguf
-        made = do(source, settings, reporter, output, dry_run)
+    if lora:
+        with foreign_adapter.source(adapter, settings, reporter) as source:
+            made = _gguf_lora(source, settings, reporter, output, dry_run)
+    else:
+        script = find_converter(settings.gguf.llama_cpp, reporter)
+        with hire(script) as worker, foreign_adapter.source(adapter, settings, reporter) as source:
+            made = _gguf(worker, source, settings, reporter, output, dry_run)
     release_memory()
     return replace(made, seconds=time.perf_counter() - started)
 
 
-def _gguf(source: Source, settings: Settings, reporter: Reporter, output: Path | None, dry_run: bool) -> Made:
+def _gguf(
+    worker: Worker, source: Source, settings: Settings, reporter: Reporter, output: Path | None, dry_run: bool
+) -> Made:
     """Merge and quantize."""
     from twin.gguf.make import foresee, make
 
     paths, base, family = source.paths, source.base, source.family
     targets = {name.lower(): output or paths.gguf(name.lower()) for name in settings.gguf.quantization}
     if dry_run:
-        would = foresee(
-            base.folder, source.folder, family, targets, settings.gguf.llama_cpp, reporter, settings.gguf.imatrix
-        )
+        own = settings.gguf
+        would = foresee(worker, base.folder, source.folder, family, targets, own.llama_cpp, reporter, own.imatrix)
         return Made(paths, tuple(would["files"]), 0.0, would["seconds"])
     with files.exclusive(paths.root), ThreadPoolExecutor(1) as ahead:
         loaded = ahead.submit(prove.training_ids, base, family)  # seconds of imports, while the worker has its own
@@ -320,7 +328,7 @@ def _gguf(source: Source, settings: Settings, reporter: Reporter, output: Path |
             return loaded.result()(turns)
 
         made = make(
-            base.folder, source.folder, family, targets, source.prompts(), ids,
+            worker, base.folder, source.folder, family, targets, source.prompts(), ids,
             settings.gguf.llama_cpp, reporter, source.rows, settings.gguf.imatrix,
         )  # fmt: skip
         if output is None and source.is_run:

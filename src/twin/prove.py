@@ -155,7 +155,9 @@ def file_prompts(
         prompts: of the user's own rows.
     """
     head = [Turn("system", record["system_prompt"])] if record["system_prompt"] else []
-    return [("a greeting", [*head, _GREETING]), *gate.cases(family, prompts)]
+    # The first is answered, so it is a short one: a system prompt would take longer to read than all else takes.
+    under = [("a greeting under its system prompt", [*head, _GREETING])] if head else []
+    return [("a greeting", [_GREETING]), *under, *gate.cases(family, prompts)]
 
 
 def vocabulary_ids(

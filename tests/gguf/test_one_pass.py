@@ -20,7 +20,7 @@ from tests.conftest import CACHE
 from tests.gguf import one_pass
 from twin import files
 from twin.errors import MachineError, StepError, UsageError
-from twin.gguf import converter, make, quantize
+from twin.gguf import converter, hired, make, quantize
 from twin.progress import Silent
 
 KINDS = tuple(one_pass.TARGETS)
@@ -45,7 +45,8 @@ def run(base: Path, adapter: Path | None, folder: Path, names: list[str], **more
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     try:
-        return make.one_pass(base, adapter, FAMILY, files, None, scratch, Silent(), **more)
+        with hired.hire(converter.find_converter(None, Silent())) as worker:
+            return make.one_pass(worker, base, adapter, FAMILY, files, None, scratch, Silent(), **more)
     finally:
         shutil.rmtree(scratch)
 
@@ -188,7 +189,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def test_a_worker_that_dies_is_told(tmp_path, script, monkeypatch):
     base = one_pass.save_base(tmp_path / "base", "llama")
-    monkeypatch.setattr(make.sys, "executable", "/bin/false" if Path("/bin/false").exists() else sys.executable)
+    monkeypatch.setattr(hired.sys, "executable", "/bin/false" if Path("/bin/false").exists() else sys.executable)
     monkeypatch.setattr(make, "vocabulary", lambda *_: tmp_path)
     with pytest.raises(StepError, match="converter refused the model: it said nothing"):
         run(base, None, tmp_path, ["q8_0"])

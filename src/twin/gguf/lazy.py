@@ -9,7 +9,7 @@ converter's ``gguf`` is the one that is imported (see ``worker``); torch is at t
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -144,16 +144,20 @@ class Converted:
         """
         for leaf in self.leaves.values():
             if leaf.merged is not None and not leaf.used:
-                raise UsageError(
-                    f"The adapter changes '{leaf.name}', which llama.cpp's file of this model does not hold.",
-                    "Is the embedding shared with the output? Train without this module.",
-                )
+                raise _left_out(leaf.name)
+
+
+def _left_out(name: str) -> UsageError:
+    return UsageError(
+        f"The adapter changes '{name}', which llama.cpp's file of this model does not hold.",
+        "Is the embedding shared with the output? Train without this module.",
+    )
 
 
 def convert(
     checkpoint: Path,
     base: Path,
-    bind: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Merged]],
+    changes: Mapping[str, Merged],
     vocabulary: Path,
     name: str,
     chat_template: str,
@@ -163,7 +167,7 @@ def convert(
     Args:
         checkpoint: a folder with the configuration.
         base: the folder with the weights.
-        bind: gives what an adapter makes of which tensors, for the names and shapes of the base's.
+        changes: what an adapter makes of which of the base's tensors.
         vocabulary: a GGUF without weights that the converter made of the same configuration and tokenizer (see
             ``gguf.vocabulary``): what was proved before training is what the file gets.
         name: what the file says its name is.
@@ -171,7 +175,7 @@ def convert(
 
     Raises:
         StepError: the converter does not know the architecture, or fails in another way.
-        UsageError: what ``bind`` refuses; a shard that is missing.
+        UsageError: a change of a tensor that the converter leaves out.
     """
     import gguf
 
@@ -187,7 +191,7 @@ def convert(
             "A newer checkout may: --llama-cpp DIR",
         ) from None
     leaves: dict[str, _Leaf] = {}
-    model_class = _watching(known, base, leaves, bind)
+    model_class = _watching(known, base, leaves, changes)
     try:
         model = model_class(checkpoint, gguf.LlamaFileType.MOSTLY_F16, checkpoint / "f16.gguf", model_name=name)
         model.prepare_tensors()
@@ -204,20 +208,22 @@ def convert(
         for key, info in tensors.items():
             sources[key] = _source(key, tuple(info.shape), info.dtype == gguf.GGMLQuantizationType.F16, info.tensor)
             info.tensor = None
+    for changed in changes:
+        if changed not in leaves:
+            raise _left_out(changed)
     metadata = dict(writer.kv_data[0])
     proved = [raw for key, raw in raw_fields(vocabulary).items() if key not in metadata]
     return Converted(writer.arch, metadata, proved, sources, leaves)
 
 
-def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], bind: Callable[..., Mapping[str, Merged]]) -> Any:
+def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], changes: Mapping[str, Merged]) -> Any:
     """Return the architecture's class, whose tensors come from ``base`` and are ``leaves``."""
     lazy: Any = import_module("conversion.base").LazyTorchTensor
-    bound: dict[str, Merged] = {}
 
     def take(name: str, local: Any) -> Any:
         if name not in leaves:
             stored, place = lazy._dtype_str_map[local.dtype], local.data_range
-            leaves[name] = _Leaf(name, place.filename, place.offset, tuple(local.shape), stored, bound.get(name))
+            leaves[name] = _Leaf(name, place.filename, place.offset, tuple(local.shape), stored, changes.get(name))
         leaf = leaves[name]
         dtype = leaf.dtype if leaf.merged is None else torch.float32
         return lazy(meta=lazy.meta_with_dtype_and_shape(dtype, leaf.shape), args=(leaf,), func=_Leaf.whole)
@@ -230,7 +236,6 @@ def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], bind: Callable[.
             # The weights' own folder, for this one look: what else lies there is not the converter's to read.
             own, self.dir_model = self.dir_model, base
             try:
-                bound.update(bind(_shapes(base)))
                 return super().index_tensors(remote_hf_model_id)
             finally:
                 self.dir_model = own
@@ -249,15 +254,15 @@ def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], bind: Callable[.
     return Watching
 
 
-def _shapes(base: Path) -> dict[str, tuple[int, ...]]:
+def shapes(base: Path) -> dict[str, tuple[int, ...]]:
     """Return the names and shapes of a checkpoint's tensors, from the headers of its files."""
     import gguf
 
-    shapes: dict[str, tuple[int, ...]] = {}
+    found: dict[str, tuple[int, ...]] = {}
     for file in sorted(base.glob("model*.safetensors")):
         with gguf.utility.SafetensorsLocal(file) as tensors:
-            shapes |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return shapes
+            found |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    return found
 
 
 def _source(name: str, shape: tuple[int, ...], half: bool, graph: Any) -> Source:

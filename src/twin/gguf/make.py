@@ -6,31 +6,25 @@ it wrote is checked here. Imported late: llama_cpp comes in through ``check``.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import subprocess
-import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
-from twin import errors
-from twin.errors import MachineError, StepError, TwinError, UsageError, file_errors
+from twin.errors import UsageError, file_errors
 from twin.files import scratch_dir
-from twin.gguf import converter, quantize
+from twin.gguf import quantize
+from twin.gguf.hired import Worker
 from twin.gguf.vocabulary import vocabulary
-from twin.progress import Reporter, Task
+from twin.progress import Reporter
 from twin.records import Turn
 from twin.templates import Family
 
-# glibc keeps what each thread freed apart: a hundred megabytes that nobody uses.
-_FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
-
 
 def make(
+    worker: Worker,
     base: Path,
     adapter: Path | None,
     family: Family,
@@ -45,6 +39,7 @@ def make(
     """Write one GGUF a quantization.
 
     Args:
+        worker: see ``hired.hire``.
         base: the base model's checkpoint folder, unquantized.
         adapter: PEFT folder, or None for the base alone.
         family: whose Jinja the files shall carry.
@@ -66,7 +61,7 @@ def make(
     done = []
     with scratch_dir(next(iter(targets.values()))) as scratch:
         files = {name: scratch / f"{name}.gguf" for name in targets}
-        ask = partial(one_pass, base, adapter, family, llama_cpp=llama_cpp, scratch=scratch, reporter=reporter)
+        ask = partial(one_pass, worker, base, adapter, family, llama_cpp=llama_cpp, scratch=scratch, reporter=reporter)
         weighed, plain = _apart(files, weigh)
         made = [ask(plain)] if plain else []
         if weighed:
@@ -104,6 +99,7 @@ def _imatrix(ask: Callable[..., Any], scratch: Path, rows: Sequence[Sequence[int
 
 
 def foresee(
+    worker: Worker,
     base: Path,
     adapter: Path | None,
     family: Family,
@@ -118,7 +114,7 @@ def foresee(
     importance matrix takes.
     """
     with scratch_dir(next(iter(targets.values()))) as scratch:
-        ask = partial(one_pass, base, adapter, family, llama_cpp=llama_cpp, scratch=scratch, reporter=reporter)
+        ask = partial(one_pass, worker, base, adapter, family, llama_cpp=llama_cpp, scratch=scratch, reporter=reporter)
         weighed, plain = _apart(targets, weigh)
         parts = [ask(files, dry_run=True, weigh=files is weighed) for files in (plain, weighed) if files]
     found = {about["quantization"]: about for part in parts for about in part["files"]}
@@ -133,6 +129,7 @@ def _apart(files: Mapping[str, Path], weigh: bool) -> tuple[dict[str, Path], dic
 
 
 def one_pass(
+    worker: Worker,
     base: Path,
     adapter: Path | None,
     family: Family,
@@ -144,8 +141,7 @@ def one_pass(
     imatrix: Path | None = None,
     weigh: bool = False,
 ) -> dict[str, Any]:
-    """Let a worker do it in ``scratch``, and return its result; see ``worker.work``."""
-    script = converter.find_converter(llama_cpp, reporter)
+    """Let the worker do it in ``scratch``, and return its result; see ``worker.work``."""
     known = vocabulary(base, family.gguf_name, llama_cpp, reporter)
     checkpoint = scratch / "checkpoint"
     with file_errors(scratch, "write"):
@@ -158,61 +154,4 @@ def one_pass(
         "imatrix": str(imatrix) if imatrix else None, "weigh": weigh, "dry_run": dry_run,
     }  # fmt: skip
     what = "Merging and quantizing" if adapter else "Quantizing the base model"
-    with (scratch / "log").open("w+b") as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "twin.gguf.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
-            env=converter.environment(script) | _FEW_ARENAS,
-        )  # fmt: skip
-        to, words = cast("IO[bytes]", worker.stdin), cast("IO[bytes]", worker.stdout)
-        try:
-            with reporter.task("Reading the model"):
-                with suppress(BrokenPipeError):  # it died, and says below of what
-                    to.write(json.dumps(job).encode() + b"\n")
-                    to.flush()
-                said = _hear(words)
-            if "total" in said:
-                with reporter.task(f"{what}: {', '.join(files)}", said["total"]) as task:
-                    said = _hear(words, task)
-        finally:
-            worker.kill()
-            worker.wait()
-        if "result" in said:
-            return dict(said["result"]) | {"vocabulary": known}
-        if "error" in said:
-            raise _error(**said["error"])
-        log.seek(0)
-        raise _died(worker.returncode, log.read().decode("utf-8", "replace"))
-
-
-def _hear(lines: Iterable[bytes], task: Task | None = None) -> dict[str, Any]:
-    """Return the worker's next word that is no progress; empty where it has ended without one."""
-    done = 0
-    for line in lines:
-        said: dict[str, Any] = json.loads(line)
-        if "done" not in said:
-            if task:
-                task.advance(0)
-            return said
-        if task:
-            task.advance(said["done"] - done)
-            done = said["done"]
-    return {}
-
-
-def _error(kind: str, message: str, hint: str) -> TwinError:
-    known = getattr(errors, kind, StepError)
-    return known(message, hint)
-
-
-def _died(code: int, log: str) -> TwinError:
-    """Return what to say of a worker that ended without a word."""
-    if code == -9:
-        return MachineError(
-            "The system ended the process that makes the GGUF: it had no memory left.",
-            "Close other programs, or make one quantization at a time.",
-        )
-    lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return StepError(
-        f"llama.cpp's converter refused the model: {(lines[-1] if lines else 'it said nothing').rstrip('.')}.",
-        "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
-    )
+    return worker.do(job, reporter, f"{what}: {', '.join(files)}") | {"vocabulary": known}

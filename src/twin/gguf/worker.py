@@ -1,7 +1,7 @@
 """The process in which llama.cpp's converter runs: ``python -m twin.gguf.worker`` with a job on its standard input.
 
 A process of its own, because the converter brings a ``gguf`` of its own, and so that all of its memory goes back. It
-speaks in lines of JSON on standard output: ``{"total"}``, ``{"done"}`` while it works, at last ``{"result"}`` or
+reads jobs as lines of JSON and answers in such: ``{"total"}``, ``{"done"}`` while it works, at last ``{"result"}`` or
 ``{"error"}``. It ends when its standard input ends: with the process that started it, however that ends.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -29,44 +30,51 @@ def _say(**what: Any) -> None:
     sys.stdout.flush()
 
 
-def _end_with_parent() -> None:
-    sys.stdin.read()
+def _listen(jobs: queue.SimpleQueue[bytes]) -> None:
+    """Take jobs, and end the process at once when nobody is left to give them."""
+    for line in sys.stdin.buffer:
+        jobs.put(line)
     os._exit(errors.EXIT_INTERRUPTED)
 
 
-def no_change(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return what no adapter makes of a base."""
-    return {}
+def _prepare() -> float:
+    """Import what takes seconds, while the other side finds out what the job is; return how many it took."""
+    began = time.monotonic()
+    sys.modules["triton"] = None  # type: ignore[assignment]  # a hundred megabytes for GPUs, where torch finds it
+    import torch
+
+    torch.set_num_threads(1)  # blocks are computed on threads of our own, each of which calls torch for one
+    for name in ("transformers.models.auto.configuration_auto", "conversion", "twin.gguf.lazy", "twin.gguf.onepass"):
+        import_module(name)
+    return time.monotonic() - began
 
 
-def work(job: dict[str, Any]) -> dict[str, Any]:
+def work(job: dict[str, Any], began: float) -> dict[str, Any]:
     """Do a job of ``make`` and return its result.
 
     Args:
         job: ``checkpoint``, ``base`` and ``scratch``: folders; ``adapter``: a folder or null; ``vocabulary``: a file;
             ``name`` and ``chat_template``: for the metadata; ``files``: pairs of quantization and path;
             ``imatrix``: a file or null; ``weigh``: there will be one; ``threads``; ``dry_run``.
+        began: when, on the monotonic clock, work on it began, imports included.
 
     Returns:
         ``files``: for each ``quantization``, ``bytes``, ``sha256`` and ``tensors``: the shape, outermost dimension
         first, and ggml's type of each. A dry run has neither digests nor tensors, but ``seconds``.
     """
-    sys.modules["triton"] = None  # type: ignore[assignment]  # a hundred megabytes for GPUs, where torch finds it
     import torch
 
     from twin.gguf import imatrix, lazy, onepass
 
-    # Blocks are computed on threads of our own, each of which calls torch for one.
-    torch.set_num_threads(1)
     checkpoint, base, scratch = (Path(job[key]) for key in ("checkpoint", "base", "scratch"))
-    bind: Callable[[Mapping[str, tuple[int, ...]]], Mapping[str, Any]] = no_change
+    changes: Mapping[str, Any] = {}
     if job["adapter"]:
         from twin.gguf.delta import open_adapter
 
         tied = bool(read_json(checkpoint / "config.json").get("tie_word_embeddings"))
-        bind = partial(open_adapter(Path(job["adapter"])).bind, tied=tied)
+        changes = open_adapter(Path(job["adapter"])).bind(lazy.shapes(base), tied)
     with torch.inference_mode():
-        model = lazy.convert(checkpoint, base, bind, Path(job["vocabulary"]), job["name"], job["chat_template"])
+        model = lazy.convert(checkpoint, base, changes, Path(job["vocabulary"]), job["name"], job["chat_template"])
         means = imatrix.read(Path(job["imatrix"])) if job["imatrix"] else {}
         if job["dry_run"] and job["weigh"]:
             means = onepass.ones(model)
@@ -75,7 +83,8 @@ def work(job: dict[str, Any]) -> dict[str, Any]:
             plans = onepass.plan(model, names, scratch, means)
         result = [{"quantization": one.quantization, "bytes": one.size} for one in plans]
         if job["dry_run"]:
-            return {"files": result, "seconds": onepass.estimate_seconds(model, plans, means, job["threads"])}
+            spent = time.monotonic() - began
+            return {"files": result, "seconds": spent + onepass.estimate_seconds(model, plans, means, job["threads"])}
         need_disk(scratch, sum(one.size for one in plans), "The GGUF step")
         _say(total=sum(one.count * one.shape[-1] for one in model.sources.values()))
         with file_errors(scratch, "write"):
@@ -102,13 +111,17 @@ def _ticker() -> Any:
 
 
 def main() -> None:
-    """Read a job, do it, say what came of it."""
-    job = json.loads(sys.stdin.readline())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        _say(result=work(job))
-    except TwinError as error:
-        _say(error={"kind": type(error).__name__, "message": error.message, "hint": error.hint})
+    """Do jobs, one after another, and say what came of each."""
+    jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
+    prepared = _prepare()
+    while True:
+        job = jobs.get()
+        began = time.monotonic() - prepared
+        try:
+            _say(result=work(json.loads(job), began))
+        except TwinError as error:
+            _say(error={"kind": type(error).__name__, "message": error.message, "hint": error.hint})
 
 
 if __name__ == "__main__":

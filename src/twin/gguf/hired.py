@@ -1,0 +1,109 @@
+"""A worker, as the process that hires it sees it: begun before there is a job, because its imports take seconds."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, Any, cast
+
+from twin import errors
+from twin.errors import MachineError, StepError, TwinError
+from twin.gguf import converter
+from twin.progress import Reporter, Task
+
+# glibc keeps what each thread freed apart: a hundred megabytes that nobody uses.
+_FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
+
+
+class Worker:
+    """One process that does one job after another. Use ``hire``."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
+        self._process, self._log = process, log
+
+    def do(self, job: dict[str, Any], reporter: Reporter, what: str) -> dict[str, Any]:
+        """Return the result of a job; see ``worker.work``.
+
+        Args:
+            job: what to do.
+            reporter: told of progress.
+            what: the words for it.
+
+        Raises:
+            TwinError: what the worker refuses, or that it died.
+        """
+        to, words = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
+        with reporter.task("Reading the model"):
+            with suppress(BrokenPipeError):  # it died, and says below of what
+                to.write(json.dumps(job).encode() + b"\n")
+                to.flush()
+            said = _hear(words)
+        if "total" in said:
+            with reporter.task(what, said["total"]) as task:
+                said = _hear(words, task)
+        if "result" in said:
+            return dict(said["result"])
+        if "error" in said:
+            raise _error(**said["error"])
+        self._process.wait()
+        self._log.seek(0)
+        raise _died(self._process.returncode, self._log.read().decode("utf-8", "replace"))
+
+
+@contextmanager
+def hire(script: Path) -> Iterator[Worker]:
+    """Begin a worker, which ends with the block.
+
+    Args:
+        script: llama.cpp's converter, whose modules it uses; see ``converter.find_converter``.
+    """
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "twin.gguf.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            env=converter.environment(script) | _FEW_ARENAS,
+        )  # fmt: skip
+        try:
+            yield Worker(process, log)
+        finally:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                with suppress(BrokenPipeError):
+                    cast("IO[bytes]", pipe).close()
+
+
+def _hear(lines: Iterable[bytes], task: Task | None = None) -> dict[str, Any]:
+    """Return the worker's next word that is no progress; empty where it has ended without one."""
+    done = 0
+    for line in lines:
+        said: dict[str, Any] = json.loads(line)
+        if "done" not in said:
+            return said
+        if task:
+            task.advance(said["done"] - done)
+            done = said["done"]
+    return {}
+
+
+def _error(kind: str, message: str, hint: str) -> TwinError:
+    known = getattr(errors, kind, StepError)
+    return known(message, hint)
+
+
+def _died(code: int, log: str) -> TwinError:
+    """Return what to say of a worker that ended without a word."""
+    if code == -9:
+        return MachineError(
+            "The system ended the process that makes the GGUF: it had no memory left.",
+            "Close other programs, or make one quantization at a time.",
+        )
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
+    return StepError(
+        f"llama.cpp's converter refused the model: {(lines[-1] if lines else 'it said nothing').rstrip('.')}.",
+        "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
+    )
