@@ -220,6 +220,7 @@ def test_run_json_tells_all_but_secrets_and_places(project):
         "supervised_tokens": record["mask"]["supervised_tokens"],
         "held_out": record["dataset"]["val"]["rows"],
         "replies_read_by_themselves": 0,
+        "unwritable": 0,
     }
     without_base = text.replace(str(project.base), "")
     home = project.folder.parent

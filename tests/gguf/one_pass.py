@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+import json
 import os
 import subprocess
 import sys
@@ -29,6 +30,7 @@ TARGETS = {
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj"],
     "gemma2": ["q_proj", "k_proj", "v_proj", "down_proj"],
 }
+CONFIG = {"tokenizer_class": "LlamaTokenizer", "add_bos_token": True, "add_eos_token": False}
 _TEXT = ["The twin says what its person would have said.", "Ja, gern! Bis morgen um 7.", "¿Qué tal? 漢字 के साथ 🙂"] * 40
 
 
@@ -68,6 +70,7 @@ def save_base(folder: Path, kind: str, dtype: str = "bfloat16", **more: Any) -> 
             elif "norm" in key:
                 parameter.add_(0.1 * torch.randn_like(parameter))
     model.to(getattr(torch, dtype)).save_pretrained(folder, safe_serialization=True)
+    (folder / "tokenizer_config.json").write_text(json.dumps(CONFIG))
     return folder
 
 
@@ -78,7 +81,6 @@ def save_adapter(base: Path, folder: Path, kind: str, **settings: Any) -> Path:
 
 def long_way(script: Path, base: Path, adapter: Path | None, folder: Path, name: str, template: str) -> Path:
     """Return the float16 GGUF of PEFT's merge by llama.cpp's converter, run as a program, below ``folder``."""
-    import json
     import shutil
 
     merged = folder / "merged"
@@ -87,7 +89,7 @@ def long_way(script: Path, base: Path, adapter: Path | None, folder: Path, name:
     else:
         small.merge_by_peft(base, adapter, merged)
         shutil.copyfile(base / "tokenizer.model", merged / "tokenizer.model")
-    (merged / "tokenizer_config.json").write_text(json.dumps({"chat_template": template}))
+    (merged / "tokenizer_config.json").write_text(json.dumps(CONFIG | {"chat_template": template}))
     target = folder / "f16.gguf"
     command = [sys.executable, str(script), str(merged), "--outfile", str(target), "--outtype", "f16"]
     environment = os.environ | {"PYTHONPATH": str(script.parent / "gguf-py"), "HF_HUB_OFFLINE": "1"}

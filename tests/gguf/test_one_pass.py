@@ -12,6 +12,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -20,7 +21,7 @@ from tests.conftest import CACHE
 from tests.gguf import one_pass
 from twin import files
 from twin.errors import MachineError, StepError, UsageError
-from twin.gguf import converter, hired, make, quantize
+from twin.gguf import converter, hired, imatrix, make, quantize
 from twin.progress import Silent
 
 KINDS = tuple(one_pass.TARGETS)
@@ -71,6 +72,23 @@ def test_every_type_of_every_architecture_is_llama_cpps_own(tmp_path, script, ki
     base = one_pass.save_base(tmp_path / "base", kind)
     adapter = one_pass.save_adapter(base, tmp_path / "adapter", kind)
     assert compare(script, base, adapter, tmp_path, PLAIN) == []
+    f16, names = tmp_path / "f16.gguf", sorted(quantize.NEEDS_IMATRIX)
+    weights = tmp_path / "imatrix.gguf"
+    imatrix.write(weights, some_matrix(f16), 100)
+    run(base, adapter, tmp_path, names, imatrix=weights)
+    for name in names:
+        theirs = one_pass.quantized_by_llama_cpp(
+            f16, tmp_path / "theirs.gguf", quantize.TYPES[name], imatrix.read(weights)
+        )
+        ours = one_pass.tensors(tmp_path / f"ours-{name}.gguf")
+        assert list(ours.items()) == list(one_pass.tensors(theirs).items()), name
+
+
+def some_matrix(gguf: Path) -> dict[str, Any]:
+    """Return an importance matrix for the weights of a model, of random numbers."""
+    random = np.random.default_rng(0)
+    columns = {name: shape[0] for name, (_, shape, _) in one_pass.tensors(gguf).items() if len(shape) > 1}
+    return {name: random.random(size, np.float32) + 0.01 for name, size in columns.items() if name.startswith("blk.")}
 
 
 def test_a_shared_pass_makes_llama_cpps_files_and_sees_a_wrong_scale(tmp_path, script):
@@ -88,17 +106,10 @@ def test_a_shared_pass_makes_llama_cpps_files_and_sees_a_wrong_scale(tmp_path, s
 
 def test_an_importance_matrix_weighs_as_it_does_in_llama_cpp(tmp_path, script):
     """And is asked for where llama.cpp does; what is foreseen is what is written."""
-    import numpy as np
-
-    from twin.gguf import imatrix
-
     base = one_pass.save_base(tmp_path / "base", "llama")
     f16 = one_pass.long_way(script, base, None, tmp_path, FAMILY.gguf_name, TEMPLATE)
-    random = np.random.default_rng(0)
-    columns = {name: shape[0] for name, (_, shape, _) in one_pass.tensors(f16).items() if len(shape) > 1}
-    means = {name: random.random(size, np.float32) + 0.01 for name, size in columns.items() if name.startswith("blk.")}
     weights = tmp_path / "imatrix.gguf"
-    imatrix.write(weights, means, 100)
+    imatrix.write(weights, some_matrix(f16), 100)
     means = imatrix.read(weights)
     names = ["iq2_xxs", "iq3_m", "q4_k_m"]
     with pytest.raises(UsageError, match="quantization iq2_xxs needs an importance matrix"):
@@ -198,7 +209,6 @@ def test_a_worker_that_dies_is_told(tmp_path, script, monkeypatch):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
 def test_float16_has_transformers_logits(tmp_path, script, kind):
-    import numpy as np
     import torch
     import transformers
 
@@ -208,7 +218,8 @@ def test_float16_has_transformers_logits(tmp_path, script, kind):
     adapter = one_pass.save_adapter(base, tmp_path / "adapter", kind)
     run(base, adapter, tmp_path, ["f16"])
     ids = torch.randint(3, 300, (1, 40), generator=torch.Generator().manual_seed(0))
-    merged = small.merge_by_peft(base, adapter, tmp_path / "merged")
+    merged = tmp_path / "merged"
+    small.merge_by_peft(base, adapter, merged)
     expected = {}
     for name, folder in (("merged", merged), ("base", base)):
         model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
