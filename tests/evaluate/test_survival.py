@@ -16,6 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.gguf.one_pass import quantized_by_llama_cpp
 from tests.test_pipeline import inside, project  # noqa: F401 - a fixture
 from twin import files, measure, pipeline, runs
 from twin.cli.commands.run import _losses
@@ -250,14 +251,14 @@ def merged(base, paths, how, target):
 def replace_gguf(project, paths, how, tmp_path):  # noqa: F811
     """Put a GGUF in place of the run's own: made by the same converter, of a merge made ``how``."""
     from twin.gguf import converter
-    from twin.gguf.quantize import quantize
+    from twin.gguf.quantize import TYPES
     from twin.gguf.vocabulary import copy_tokenizer
 
     checkpoint, plain = tmp_path / "merged", tmp_path / "plain.gguf"
     merged(project.base, paths, how, checkpoint)
     copy_tokenizer(project.base, checkpoint)
     converter.convert(converter.find_converter(None, Silent()), checkpoint, plain, Silent(), "tiny")
-    quantize(plain, paths.gguf("q8_0"), "q8_0")
+    quantized_by_llama_cpp(plain, paths.gguf("q8_0"), TYPES["q8_0"])
     sha256 = files.file_digest(paths.gguf("q8_0"))
     files.write_json(paths.gguf_record("q8_0"), files.read_json(paths.gguf_record("q8_0")) | {"sha256": sha256})
 
