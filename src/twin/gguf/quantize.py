@@ -119,7 +119,7 @@ class Quantizer:
         kind: ggml's number of the type.
         length: values in a row.
         rows_per_expert: rows that share one line of the importance matrix; all rows where there are no experts.
-        imatrix: [experts * length] float32; None: without.
+        imatrix: [experts, length] float32, contiguous (see ``imatrix.weights``); None: without.
 
     Raises:
         UsageError: the type needs an importance matrix, and there is none for this tensor.
@@ -127,12 +127,9 @@ class Quantizer:
 
     def __init__(self, tensor: str, kind: int, length: int, rows_per_expert: int, imatrix: Floats | None) -> None:
         self.tensor, self.kind, self.length, self.rows_per_expert = tensor, kind, length, rows_per_expert
-        self.imatrix = None if imatrix is None else np.ascontiguousarray(imatrix, np.float32)
+        self.imatrix = imatrix
         if self.imatrix is None and BASE.ggml_quantize_requires_imatrix(kind):
-            raise UsageError(
-                f"The type of '{tensor}' needs an importance matrix.",
-                _NO_IMATRIX,
-            )
+            raise UsageError(f"The type of '{tensor}' needs an importance matrix.", _NO_IMATRIX)
         BASE.ggml_quantize_init(kind)
 
     def rows(self, values: Floats, first: int) -> Bytes:
@@ -148,7 +145,7 @@ class Quantizer:
         made = np.empty(len(values) * row_bytes(self.kind, self.length), np.uint8)
         weights = None
         if self.imatrix is not None:
-            weights = self.imatrix[first // self.rows_per_expert * self.length :].ctypes.data
+            weights = self.imatrix[first // self.rows_per_expert].ctypes.data
         BASE.ggml_quantize_chunk(self.kind, values.ctypes.data, made.ctypes.data, 0, len(values), self.length, weights)
         if not BASE.ggml_validate_row_data(self.kind, made.ctypes.data, made.nbytes):
             raise StepError(
