@@ -82,10 +82,15 @@ def convert(
     with reporter.task("Reading the vocabulary" if vocabulary_only else "Converting to GGUF"):
         complaint = run(script, arguments, target)
     if complaint:
-        raise StepError(
-            f"llama.cpp's converter refused the model: {complaint}.",
-            "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
-        )
+        raise refused("model", complaint)
+
+
+def refused(what: str, complaint: str) -> StepError:
+    """Return what to say of a model or an adapter that a converter refuses."""
+    return StepError(
+        f"llama.cpp's converter refused the {what}: {complaint.rstrip('.')}.",
+        "Is the model's architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
+    )
 
 
 def run(script: Path, arguments: Sequence[str], target: Path) -> str:

@@ -233,7 +233,7 @@ def base_shapes(folder: Path) -> tuple[dict[str, tuple[int, ...]], bool]:
     """
     shapes: dict[str, tuple[int, ...]] = {}
     places: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.glob("model*.safetensors")):  # those that the converter reads
         try:
             with file_errors(path, "read"), safe_open(path, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118 - it is no mapping

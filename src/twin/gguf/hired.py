@@ -103,7 +103,4 @@ def _died(code: int, log: str) -> TwinError:
             "Close other programs, or make one quantization at a time.",
         )
     lines = [line.strip() for line in log.splitlines() if line.strip()]
-    return StepError(
-        f"llama.cpp's converter refused the model: {(lines[-1] if lines else 'it said nothing').rstrip('.')}.",
-        "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
-    )
+    return converter.refused("model", lines[-1] if lines else "it said nothing")

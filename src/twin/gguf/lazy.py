@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from twin.errors import StepError, UsageError, first_line
+from twin.gguf.converter import refused
 from twin.gguf.reader import raw_fields
 
 # The converter's lazy types wrap each call in one of these closures; it names none of its nodes.
@@ -95,6 +96,11 @@ class Source:
     def count(self) -> int:
         """How many rows there are, over all dimensions but the last."""
         return prod(self.shape[:-1])
+
+    @property
+    def rows_per_matrix(self) -> int:
+        """How many rows one matrix has: an expert's, where experts are stacked, else all."""
+        return self.shape[-2] if len(self.shape) > 1 else 1
 
     @cached_property
     def _whole(self) -> Tensor:
@@ -197,10 +203,7 @@ def convert(
         model.prepare_tensors()
         model.prepare_metadata(vocab_only=False)
     except (ValueError, KeyError, TypeError, AttributeError, AssertionError, NotImplementedError, OSError) as error:
-        raise StepError(
-            f"llama.cpp's converter refused the model: {first_line(error)}",
-            "Is its architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
-        ) from None
+        raise refused("model", first_line(error)) from None
     writer = model.gguf_writer
     writer.add_chat_template(chat_template)
     sources = {}
@@ -252,17 +255,6 @@ def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], changes: Mapping
             return super().filter_tensors((name, lambda: take(name, local[0])))
 
     return Watching
-
-
-def shapes(base: Path) -> dict[str, tuple[int, ...]]:
-    """Return the names and shapes of a checkpoint's tensors, from the headers of its files."""
-    import gguf
-
-    found: dict[str, tuple[int, ...]] = {}
-    for file in sorted(base.glob("model*.safetensors")):
-        with gguf.utility.SafetensorsLocal(file) as tensors:
-            found |= {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-    return found
 
 
 def _source(name: str, shape: tuple[int, ...], half: bool, graph: Any) -> Source:

@@ -1,14 +1,14 @@
 """A PEFT adapter as a GGUF of its own, which llama.cpp adds to a base model when it runs. Nothing is merged.
 
-llama.cpp's own converter does it, so this road shares no code with ``merge``: what one of them gets wrong, the other
-shows. The scale that it is applied with is ``lora_alpha`` / rank, times what the caller gives.
+llama.cpp's own converter does it, so this road shares no code with the merge (``delta``): what one of them gets wrong,
+the other shows. The scale that it is applied with is ``lora_alpha`` / rank, times what the caller gives.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from twin.errors import StepError, UsageError
+from twin.errors import UsageError
 from twin.gguf import converter
 from twin.progress import Reporter
 
@@ -38,7 +38,4 @@ def lora_gguf(script: Path, base_folder: Path, adapter_folder: Path, target: Pat
     with reporter.task("Converting the adapter to GGUF"):
         complaint = converter.run(own, [str(adapter_folder), "--base", str(base_folder), "--outtype", "f32"], target)
     if complaint:
-        raise StepError(
-            f"llama.cpp's converter refused the adapter: {complaint}.",
-            "Is the base model's architecture one that llama.cpp knows? A newer checkout may: --llama-cpp DIR",
-        )
+        raise converter.refused("adapter", complaint)

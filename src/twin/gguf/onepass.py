@@ -92,7 +92,7 @@ def expected(model: Converted, planned: Planned) -> dict[str, tuple[tuple[int, .
 def ones(model: Converted) -> dict[str, Floats]:
     """Return an importance matrix that weighs all alike: the types of a file hang on there being one, not on which."""
     return {
-        name: np.ones(source.shape[-1] * (source.count // source.shape[-2]), np.float32)
+        name: np.ones(source.shape[-1] * (source.count // source.rows_per_matrix), np.float32)
         for name, source in model.sources.items()
         if len(source.shape) > 1 and name.startswith("blk.")
     }
@@ -174,10 +174,12 @@ def write(
         tick: told how many values of the model are done since it was last.
 
     Raises:
-        StepError: a tensor has values that are no numbers, or nothing but zeros.
+        StepError: a tensor has values that are no numbers.
         UsageError: see ``Converted.check_used`` and ``Quantizer``.
         OSError: the disk is full, and what else a disk says.
     """
+    import gguf
+
     with ExitStack() as held:
         disk = held.enter_context(ThreadPoolExecutor(1))
         outs = [
@@ -199,7 +201,7 @@ def write(
                     "If the base model is whole, train again with a lower --learning-rate.",
                 )
             for out in outs:
-                out.write(bytes(-out.written % 32))
+                out.write(bytes(-out.written % gguf.GGUF_DEFAULT_ALIGNMENT))
         model.check_used()
         for out in outs:
             if out.written != out.planned.size:
@@ -218,16 +220,16 @@ def _blocks(
 ) -> Iterator[tuple[str, Iterator[Block]]]:
     """Yield each tensor's name and blocks, in order, while later blocks are computed on ``threads`` threads."""
     with ThreadPoolExecutor(threads) as pool:
-        under_way: deque[tuple[str, Future[Block] | None]] = deque()
+        under_way: deque[Future[Block] | None] = deque()  # None: a tensor ends
 
         def submit() -> Iterator[None]:
             for name in plans[0].kinds:
                 source = model.sources[name]
                 quantizers = _quantizers(source, plans, means)
                 for start, stop in _ranges(source):
-                    under_way.append((name, pool.submit(_compute, source, quantizers, start, stop)))
+                    under_way.append(pool.submit(_compute, source, quantizers, start, stop))
                     yield
-                under_way.append((name, None))
+                under_way.append(None)
 
         coming = submit()
 
@@ -235,7 +237,7 @@ def _blocks(
             while True:
                 while len(under_way) < _AHEAD * threads and next(coming, coming) is not coming:
                     pass
-                _, future = under_way.popleft()
+                future = under_way.popleft()
                 if future is None:
                     return
                 yield future.result()
@@ -245,7 +247,7 @@ def _blocks(
                 yield name, blocks()
                 model.sources[name].forget()
         finally:
-            for _, future in under_way:
+            for future in under_way:
                 if future:
                     future.cancel()
 
@@ -253,7 +255,7 @@ def _blocks(
 def _ranges(source: Source) -> Iterator[tuple[int, int]]:
     """Yield ranges of rows of about a block each, none across two experts."""
     size = max(1, _BLOCK_VALUES // source.shape[-1])
-    expert = source.shape[-2] if len(source.shape) > 2 else source.count
+    expert = source.rows_per_matrix
     for first in range(0, source.count, expert):
         for start in range(first, first + expert, size):
             yield start, min(start + size, first + expert)
@@ -261,7 +263,7 @@ def _ranges(source: Source) -> Iterator[tuple[int, int]]:
 
 def _quantizers(source: Source, plans: Sequence[Planned], means: Mapping[str, Floats]) -> list[Quantizer | None]:
     """Return what makes each file's rows of a tensor; None where they stay float32."""
-    expert = source.shape[-2] if len(source.shape) > 1 else 1
+    expert = source.rows_per_matrix
     float32 = quantize.type_numbers()["f32"]
     made: list[Quantizer | None] = []
     for planned in plans:

@@ -20,7 +20,7 @@ from typing import Any
 
 from twin import errors
 from twin.errors import TwinError, file_errors
-from twin.files import need_disk, read_json
+from twin.files import need_disk
 
 _TELL_SECONDS = 0.2
 
@@ -69,10 +69,9 @@ def work(job: dict[str, Any], began: float) -> dict[str, Any]:
     checkpoint, base, scratch = (Path(job[key]) for key in ("checkpoint", "base", "scratch"))
     changes: Mapping[str, Any] = {}
     if job["adapter"]:
-        from twin.gguf.delta import open_adapter
+        from twin.gguf.delta import base_shapes, open_adapter
 
-        tied = bool(read_json(checkpoint / "config.json").get("tie_word_embeddings"))
-        changes = open_adapter(Path(job["adapter"])).bind(lazy.shapes(base), tied)
+        changes = open_adapter(Path(job["adapter"])).bind(*base_shapes(base))
     with torch.inference_mode():
         model = lazy.convert(checkpoint, base, changes, Path(job["vocabulary"]), job["name"], job["chat_template"])
         means = imatrix.read(Path(job["imatrix"])) if job["imatrix"] else {}
