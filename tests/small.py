@@ -111,6 +111,19 @@ def logits_of(model: Any) -> Any:
         return model.eval()(torch.tensor(IDS)).logits
 
 
+def logits_of_peft(base: Path, adapter: Path | None, ids: list[int]) -> Any:
+    """Return the logits of ids, an array of a row each, under a base with PEFT's adapter at run time, or without."""
+    import peft
+    import torch
+    import transformers
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    if adapter:
+        model = peft.PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
+    with torch.no_grad():
+        return model(torch.tensor([ids])).logits[0].numpy()
+
+
 def logits_with(base: Path, tensors: dict[str, Any]) -> Any:
     """Return the logits of a base's model with other tensors in its checkpoint."""
     import tempfile

@@ -14,6 +14,7 @@ from pathlib import Path
 import orjson
 import pytest
 
+from tests.listener import Listener
 from twin import curate, files, runs
 from twin.brain.forgotten import Tombstone
 from twin.dataset import rows
@@ -45,14 +46,6 @@ def spoken(rows, *kinds):
 
 def export(sources=(), reporter=None, **settings):
     return curate.export(list(sources), load_settings(export=settings), reporter or Silent())
-
-
-class Listener(Silent):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.listener import Listener
 from tests.test_pipeline import TRAIN, whatsapp, with_settings
 from tests.tiny import save_model
 from twin import files, measure, pipeline, runs
@@ -17,14 +18,6 @@ from twin.progress import Silent
 from twin.settings import load_settings
 
 GGUF = "model-q8_0.gguf"
-
-
-class Listener(Silent):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 @contextmanager

@@ -7,10 +7,10 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 
 from tests import small
 from tests.gguf.test_mlx import save_mlx
+from tests.listener import Listener
 from tests.tiny import save_model
 from twin import foreign_adapter, pipeline
 from twin.cli.main import main
@@ -21,14 +21,6 @@ from twin.settings import load_settings
 from twin.templates import load_family
 
 IDS = [1, 4093, 198, 5195, 314, 7023, 47, 2, 198, 1, 520, 9531, 198, 59, 2]
-
-
-class Listener(Silent):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture(scope="module")
@@ -79,17 +71,6 @@ def test_what_a_foreign_adapter_leads_to(adapter, base):
     assert [turn.role for turn in asked[0][1]] == ["user"]
 
 
-def logits_of(base, adapter):
-    import peft
-    import transformers
-
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if adapter:
-        model = peft.PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
-    with torch.no_grad():
-        return model(torch.tensor([IDS])).logits[0].numpy()
-
-
 def holds(file, wanted, bare):
     """Check that a GGUF answers as was wanted, and that this is not the base's answer."""
     with open_gguf(file, num_ctx=64) as model:
@@ -104,7 +85,7 @@ def test_the_whole_road_for_pefts(adapter, base):
     before = {path.name for path in adapter.iterdir()}
     done = pipeline.gguf(adapter, settings, Silent())
     assert done.files[0]["checks"]["answer"] is not None
-    bare, wanted = logits_of(base, None), logits_of(base, adapter)
+    bare, wanted = small.logits_of_peft(base, None, IDS), small.logits_of_peft(base, adapter, IDS)
     holds(adapter / "model-f16.gguf", wanted, bare)
     alone = pipeline.gguf(adapter, settings, Silent(), lora=True)
     assert alone.files[0]["checks"]["opened"] == "on model-f16.gguf"
@@ -125,7 +106,11 @@ def test_the_whole_road_for_mlx_lms(tmp_path, base):
     whole.mkdir()
     shutil.copyfile(base / "config.json", whole / "config.json")
     save_file(fused, whole / "model.safetensors", {"format": "pt"})
-    holds(tmp_path / "mlx" / "model-f16.gguf", logits_of(whole, None), logits_of(base, None))
+    holds(
+        tmp_path / "mlx" / "model-f16.gguf",
+        small.logits_of_peft(whole, None, IDS),
+        small.logits_of_peft(base, None, IDS),
+    )
     pipeline.gguf(tmp_path / "mlx", settings, Silent(), lora=True)
     assert (tmp_path / "mlx" / "adapter.gguf").is_file()
     assert not list(tmp_path.glob(".*partial"))

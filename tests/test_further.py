@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.listener import Listener
 from tests.test_pipeline import TALK, StopAt, with_settings
 from tests.tiny import save_model
 from twin import curate, files, further, learned, measure, pipeline, runs
@@ -27,14 +28,6 @@ LATER = [
     [("Bo", "rain again"), ("Ada", "the ducks voted for it")],
 ]
 TRAIN = {"epochs": 2, "batch_size": 2, "max_length": 256, "lora_r": 4, "device": "cpu", "learning_rate": 0.01}
-
-
-class Listener(Silent):
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 def write_chat(talks, name="Bo"):

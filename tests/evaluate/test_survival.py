@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.gguf.one_pass import quantized_by_llama_cpp
+from tests.listener import Listener
 from tests.test_pipeline import inside, project  # noqa: F401 - a fixture
 from twin import files, measure, pipeline, runs
 from twin.cli.commands.run import _losses
@@ -199,16 +200,6 @@ def test_what_is_written_is_read(isolated):
 
 
 # ---------------------------------------------------------------- the controls
-
-
-class Listener(Silent):
-    """Keeps what is said."""
-
-    def __init__(self):
-        self.said = []
-
-    def say(self, text):
-        self.said.append(text)
 
 
 @pytest.fixture

@@ -9,13 +9,12 @@ from __future__ import annotations
 import ctypes
 import io
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 from tests import small
+from twin.gguf import converter
+from twin.progress import Silent
 
 # Rows of 256 values: K-quants take no shorter ones.
 WIDTH = {
@@ -91,9 +90,7 @@ def long_way(script: Path, base: Path, adapter: Path | None, folder: Path, name:
         shutil.copyfile(base / "tokenizer.model", merged / "tokenizer.model")
     (merged / "tokenizer_config.json").write_text(json.dumps(CONFIG | {"chat_template": template}))
     target = folder / "f16.gguf"
-    command = [sys.executable, str(script), str(merged), "--outfile", str(target), "--outtype", "f16"]
-    environment = os.environ | {"PYTHONPATH": str(script.parent / "gguf-py"), "HF_HUB_OFFLINE": "1"}
-    subprocess.run([*command, "--model-name", name], check=True, capture_output=True, env=environment)
+    converter.convert(script, merged, target, Silent(), name)
     return target
 
 

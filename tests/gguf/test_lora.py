@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 
+from tests import small
 from tests.tiny import save_model
 from twin import packages
 from twin.errors import StepError, UsageError
@@ -57,18 +58,10 @@ def plain(tmp_path_factory, base, script):
     return home / "base.gguf"
 
 
-def logits_of_peft(base, adapter):
-    model = transformers.AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    if adapter:
-        model = peft.PeftModel.from_pretrained(model, str(adapter), autocast_adapter_dtype=False)
-    with torch.no_grad():
-        return model(torch.tensor([IDS])).logits[0].numpy()
-
-
 def test_what_llama_cpp_adds_is_what_peft_adds(base, adapter, plain, script, tmp_path):
     target = tmp_path / "adapter.gguf"
     lora_gguf(script, base, adapter, target, Silent())
-    without, with_it = logits_of_peft(base, None), logits_of_peft(base, adapter)
+    without, with_it = small.logits_of_peft(base, None, IDS), small.logits_of_peft(base, adapter, IDS)
     moved = np.abs(with_it - without).max()
     with open_gguf(plain, num_ctx=64) as model:
         bare = model.logits(IDS, 0)
