@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -225,3 +226,11 @@ def test_the_command_line(adapter, capsys):
         {"gguf": str(adapter / "adapter.gguf"), "quantization": "f32"}
     ]
     assert not list(adapter.glob("*.gguf"))
+
+
+@pytest.mark.parametrize("where", [None, Path("adapters/mine")])
+def test_what_is_not_there_is_told_before_anything_is_fetched(where, isolated, monkeypatch):
+    monkeypatch.setenv("TWIN_CACHE", str(isolated / "cache"))
+    with pytest.raises(UsageError, match=r"There is no (finished run|adapter folder)"):
+        pipeline.gguf(where, load_settings(), Silent())
+    assert list(isolated.iterdir()) == []

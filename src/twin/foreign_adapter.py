@@ -58,6 +58,19 @@ class Source:
     is_run: bool
 
 
+def folder(where: Path | None) -> Path:
+    """Return the folder that is meant, the newest run's where none is named: told before anything is fetched or begun.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if where is None:
+        return runs.newest_adapter().root
+    if not where.is_dir():
+        runs.find_adapter(where)  # which says what is missing
+    return where
+
+
 @contextmanager
 def source(where: Path | None, settings: Settings, reporter: Reporter) -> Iterator[Source]:
     """Yield what is in a folder, checked.
@@ -71,8 +84,9 @@ def source(where: Path | None, settings: Settings, reporter: Reporter) -> Iterat
         UsageError: no adapter there, or one of a form that no merged model holds; no base that can be merged into.
         GateError: nothing says how it was asked in training; what ``prove.base_of`` refuses.
     """
-    if where is None or not where.is_dir() or _is_run(RunPaths(where)):
-        yield _run(runs.find_adapter(where) if where else runs.newest_adapter(), settings, reporter)
+    where = folder(where)
+    if _is_run(RunPaths(where)):
+        yield _run(runs.find_adapter(where), settings, reporter)
         return
     if runs.is_checkpoint(where):
         raise UsageError(

@@ -297,6 +297,7 @@ def gguf(
         raise UsageError("--output names one file and there are several quantizations.", "Leave --output out.")
     if output is not None and output.exists():
         raise UsageError(f"'{output}' is there already.", "Name another file with --output, or move it away.")
+    adapter = foreign_adapter.folder(adapter)
     started = time.perf_counter()
     if lora:
         with foreign_adapter.source(adapter, settings, reporter) as source:
