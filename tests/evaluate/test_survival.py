@@ -243,11 +243,11 @@ def replace_gguf(project, paths, how, tmp_path):  # noqa: F811
     """Put a GGUF in place of the run's own: made by the same converter, of a merge made ``how``."""
     from twin.gguf import converter
     from twin.gguf.quantize import TYPES
-    from twin.gguf.vocabulary import copy_tokenizer
+    from twin.gguf.vocabulary import copy_checkpoint
 
     checkpoint, plain = tmp_path / "merged", tmp_path / "plain.gguf"
     merged(project.base, paths, how, checkpoint)
-    copy_tokenizer(project.base, checkpoint)
+    copy_checkpoint(project.base, checkpoint)
     converter.convert(converter.find_converter(None, Silent()), checkpoint, plain, Silent(), "tiny")
     quantized_by_llama_cpp(plain, paths.gguf("q8_0"), TYPES["q8_0"])
     sha256 = files.file_digest(paths.gguf("q8_0"))

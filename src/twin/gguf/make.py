@@ -7,7 +7,6 @@ it wrote is checked here. Imported late: llama_cpp comes in through ``check``.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -17,7 +16,7 @@ from twin.errors import UsageError, file_errors
 from twin.files import scratch_dir
 from twin.gguf import quantize
 from twin.gguf.hired import Worker
-from twin.gguf.vocabulary import vocabulary
+from twin.gguf.vocabulary import copy_checkpoint, vocabulary
 from twin.progress import Reporter
 from twin.records import Turn
 from twin.templates import Family
@@ -146,7 +145,7 @@ def one_pass(
     checkpoint = scratch / "checkpoint"
     with file_errors(scratch, "write"):
         checkpoint.mkdir(exist_ok=True)
-        shutil.copyfile(base / "config.json", checkpoint / "config.json")
+        copy_checkpoint(base, checkpoint)
     job = {
         "checkpoint": str(checkpoint), "base": str(base), "adapter": str(adapter) if adapter else None,
         "scratch": str(scratch), "vocabulary": str(known), "name": family.gguf_name, "chat_template": family.jinja,

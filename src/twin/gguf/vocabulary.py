@@ -25,9 +25,9 @@ def _tokenizer_files(base: Path) -> list[Path]:
     return [base / name for name in _TOKENIZER_FILES if (base / name).is_file()]
 
 
-def copy_tokenizer(base: Path, target: Path) -> None:
-    """Copy the tokenizer's files of a checkpoint into another folder."""
-    for file in _tokenizer_files(base):
+def copy_checkpoint(base: Path, target: Path) -> None:
+    """Copy what the converter may read beside weights: the configuration and the tokenizer, and no code of others'."""
+    for file in (base / "config.json", *_tokenizer_files(base)):
         shutil.copyfile(file, target / file.name)
 
 
@@ -55,8 +55,7 @@ def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter
             with scratch_dir(target) as scratch, file_errors(target, "write"):
                 checkpoint = scratch / "checkpoint"
                 checkpoint.mkdir()
-                copy_tokenizer(base, checkpoint)
-                shutil.copyfile(base / "config.json", checkpoint / "config.json")
+                copy_checkpoint(base, checkpoint)
                 made = scratch / "vocabulary.gguf"
                 converter.convert(script, checkpoint, made, reporter, name, vocabulary_only=True)
                 made.replace(target)
