@@ -1,8 +1,8 @@
 """llama.cpp's converter, asked for tensors one block of rows at a time: names, order and metadata stay its own.
 
 Not obvious: the converter builds a graph for each tensor and computes it when it writes. Nothing is written here; a
-graph that only changes types is computed for a block of rows, so that a tensor of gigabytes never stands in memory, and
-any other graph (permuted queries and keys, stacked experts) as a whole. Runs in a process of its own, where the
+graph that only changes types and takes rows in another order (queries and keys) is computed for a block of rows, so
+that a tensor of gigabytes never stands in memory, and any other graph (stacked experts) as a whole. Runs in a process of its own, where the
 converter's ``gguf`` is the one that is imported (see ``worker``); torch is at the top.
 """
 
@@ -27,6 +27,7 @@ from twin.gguf.reader import raw_fields
 
 # The converter's lazy types wrap each call in one of these closures; it names none of its nodes.
 _CAST, _TO_NUMPY, _METHOD = "LazyNumpyTensor.astype", "LazyTorchTensor.numpy", "LazyMeta.__new__.<locals>.__getattr__"
+_MOST_SPREAD = 4  # a block's rows are read with those between them, where these are not many more
 _TORCH_TYPES = {np.dtype(np.float16): torch.float16, np.dtype(np.float32): torch.float32}
 
 
@@ -82,6 +83,7 @@ class Source:
         half: it is stored as float16 in an unquantized file (else as float32).
         leaf: where its rows are those of one tensor of the checkpoint.
         types: the types that they are cast to, in order.
+        order: which of the leaf's rows each row is; None: as they stand.
         graph: the converter's own graph, where they are not.
     """
 
@@ -90,6 +92,7 @@ class Source:
     half: bool
     leaf: _Leaf | None = None
     types: tuple[torch.dtype, ...] = ()
+    order: Tensor | None = field(default=None, repr=False)
     graph: Any = field(default=None, repr=False)
 
     @property
@@ -113,7 +116,7 @@ class Source:
         if self.leaf is None:
             rows = self._whole[start:stop]
         else:
-            rows = self.leaf.rows(start, stop)
+            rows = _ordered(self.leaf, self.order, start, stop)
             for dtype in self.types:
                 rows = rows.to(dtype)
         return (rows.to(torch.float16) if self.half else rows).to(torch.float32).contiguous()
@@ -122,6 +125,17 @@ class Source:
         """Free what was computed as a whole."""
         self.__dict__.pop("_whole", None)
         self.graph = None
+
+
+def _ordered(leaf: _Leaf, order: Tensor | None, start: int, stop: int) -> Tensor:
+    """Return rows ``order[start:stop]`` of a leaf; a head's lie together, so they are read in one piece."""
+    if order is None:
+        return leaf.rows(start, stop)
+    wanted = order[start:stop]
+    first, last = int(wanted.min()), int(wanted.max())
+    if last - first < _MOST_SPREAD * (stop - start):
+        return leaf.rows(first, last + 1)[wanted - first]
+    return torch.cat([leaf.rows(row, row + 1) for row in wanted.tolist()])
 
 
 @dataclass
@@ -258,28 +272,73 @@ def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], changes: Mapping
 
 
 def _source(name: str, shape: tuple[int, ...], half: bool, graph: Any) -> Source:
-    """Return the source of a tensor: rows of one leaf where its graph only changes types, else the graph."""
+    """Return the source of a tensor: rows of one leaf where its graph only changes types and order, else the graph."""
     types: list[torch.dtype] = []
-    node = graph
-    while True:
-        function: Any = getattr(node, "_func", None)
-        arguments: Sequence[Any] = getattr(node, "_args", ())
-        if function is _Leaf.whole:
-            leaf = arguments[0]
-            if leaf.rowwise and len(shape) == len(leaf.shape) == 2:
-                return Source(name, shape, half, leaf, tuple(reversed(types)))
-            break
-        if function is None or not arguments or tuple(getattr(arguments[0], "shape", ())) != shape:
-            break
-        place = getattr(function, "__qualname__", "")
-        if place.startswith(_CAST):
-            types.append(_TORCH_TYPES[np.dtype(arguments[1])])
-        elif place.startswith(_METHOD) and _called(function) == "to" and isinstance(arguments[1], torch.dtype):
-            types.append(arguments[1])
-        elif not place.startswith(_TO_NUMPY):
-            break
-        node = arguments[0]
-    return Source(name, shape, half, graph=graph)
+    leaves: list[_Leaf] = []
+    try:
+        labels = _follow(graph, types, leaves)
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # it does more than move rows
+        return Source(name, shape, half, graph=graph)
+    order = _order(labels, leaves[0], shape) if len(leaves) == 1 else None
+    if order is None:
+        return Source(name, shape, half, graph=graph)
+    plain = torch.equal(order, torch.arange(leaves[0].shape[0]))
+    return Source(name, shape, half, leaves[0], tuple(types), None if plain else order)
+
+
+def _follow(node: Any, types: list[torch.dtype], leaves: list[_Leaf]) -> Any:
+    """Return what a graph makes of labels in place of its leaves' rows.
+
+    Args:
+        node: of the graph; what is no node is returned as it is.
+        types: gets the types that are cast to, in order; a cast changes no label.
+        leaves: gets the leaves.
+    """
+    if type(node) in (list, tuple):
+        return type(node)([_follow(one, types, leaves) for one in node])
+    if not hasattr(node, "_func"):
+        return node
+    function, arguments = node._func, node._args
+    if function is None:
+        return node._data
+    if function is _Leaf.whole:
+        leaves.append(arguments[0])
+        return _labels(arguments[0])
+    place = getattr(function, "__qualname__", "")
+    done = _follow(arguments, types, leaves)
+    if place.startswith(_CAST):
+        types.append(_TORCH_TYPES[np.dtype(arguments[1])])
+    elif place.startswith(_METHOD) and _called(function) == "to" and isinstance(arguments[1], torch.dtype):
+        types.append(arguments[1])
+    elif not place.startswith(_TO_NUMPY):
+        return function(*done, **node._kwargs)
+    return done[0]
+
+
+def _labels(leaf: _Leaf) -> Tensor:
+    """Return a tensor of a leaf's shape in which each row has a number of its own, by which it is known again."""
+    if len(leaf.shape) != 2 or not leaf.rowwise:
+        raise ValueError(leaf.name)
+    return _numbers(leaf.shape[0])[:, None].expand(leaf.shape)
+
+
+def _numbers(count: int) -> Tensor:
+    """Return so many different numbers, none of which is another one shifted or multiplied, but by chance."""
+    random, width = torch.Generator().manual_seed(0), 2**31 // count
+    drawn = torch.randperm(count, generator=random) * width + torch.randint(width, (count,), generator=random)
+    return (drawn - 2**30).to(torch.int32)
+
+
+def _order(labels: Any, leaf: _Leaf, shape: tuple[int, ...]) -> Tensor | None:
+    """Return which row of a leaf each row is; None where the graph did anything but move whole rows."""
+    if not isinstance(labels, Tensor) or tuple(labels.shape) != shape or labels.dtype != torch.int32:
+        return None
+    whole = labels.stride(1) == 0 or bool((labels == labels[:, :1]).all())  # never copied: one number a row
+    if shape[1:] != leaf.shape[1:] or not whole:
+        return None
+    numbers, where = _numbers(leaf.shape[0]).sort()
+    found = torch.searchsorted(numbers, labels[:, 0].contiguous()).clamp(max=len(numbers) - 1)
+    return where[found] if torch.equal(numbers[found], labels[:, 0]) else None
 
 
 def _called(function: Any) -> str:
