@@ -36,7 +36,7 @@ BOTTOM = {
     "steps",
 }
 FEATURES = {"app", "brain", "chat", "dataset", "evaluate", "gguf", "ollama", "templates", "training"}
-COMPOSING = {"curate", "foreign_adapter", "further", "handover", "measure", "pipeline", "prove"}
+COMPOSING = {"curate", "foreign_adapter", "further", "handover", "measure", "pipeline", "prove", "reading"}
 # CONTRIBUTING.md: who may take what from a feature beside it.
 EXCEPTIONS = {(taker, "templates") for taker in ("training", "gguf", "ollama", "evaluate", "chat")} | {
     ("chat", "ollama.client"),

@@ -313,7 +313,7 @@ def broken_run(project, tmp_path, change):
     changed = {name: change(name, weight).contiguous() for name, weight in weights.items()}
     save_file(changed, other / "adapter_model.safetensors", metadata={"format": "pt"})
     target = tmp_path / "model.gguf"
-    with hire(find_converter(None, Silent())) as worker, pytest.raises(TwinError) as caught:
+    with hire(find_converter(None, Silent()), Silent()) as worker, pytest.raises(TwinError) as caught:
         foresee(worker, project.base, other, load_family("chatml"), {"q8_0": target}, None, Silent())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["home", "other", "project"]
     return caught.value

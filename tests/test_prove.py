@@ -42,7 +42,7 @@ def made(request, tmp_path_factory):
     ids = prove.training_ids(BaseModel(request.param, request.param, checkpoint), family)
     target = folder / "model-q8_0.gguf"
     prompts = [("a greeting", [Turn("user", "Hello there.")]), *gate.cases(family)]
-    with hire(find_converter(None, Silent())) as worker:
+    with hire(find_converter(None, Silent()), Silent()) as worker:
         make(worker, checkpoint, None, family, {"q8_0": target}, prompts, ids, None, Silent())
     return target, family, ids
 

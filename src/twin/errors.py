@@ -106,7 +106,7 @@ def first_line(error: BaseException) -> str:
     """
     told = error.args[0] if len(error.args) == 1 else None
     words = (told.decode("utf-8", "replace") if isinstance(told, bytes) else str(error)).strip()
-    return words.splitlines()[0].rstrip(". ") if words else type(error).__name__
+    return words.splitlines()[0].rstrip(".: ") if words else type(error).__name__
 
 
 @contextmanager

@@ -15,15 +15,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twin import adapter, prove, runs
+from twin import adapter, prove, reading, runs
 from twin.errors import GateError, UsageError, file_errors
 from twin.files import read_json, scratch_dir
 from twin.foreign import bounded, one_line
 from twin.progress import Reporter
+from twin.reading import Ask
 from twin.records import Turn
 from twin.runs import RunPaths
 from twin.settings import Settings
-from twin.templates import Family, derive, gate
+from twin.templates import Family, gate
 
 if TYPE_CHECKING:
     from twin.basemodel import BaseModel
@@ -72,13 +73,14 @@ def folder(where: Path | None) -> Path:
 
 
 @contextmanager
-def source(where: Path | None, settings: Settings, reporter: Reporter) -> Iterator[Source]:
+def source(where: Path | None, settings: Settings, reporter: Reporter, ask: Ask = reading.answer) -> Iterator[Source]:
     """Yield what is in a folder, checked.
 
     Args:
         where: a run's folder or an adapter's; None: the newest run.
         settings: its ``gguf`` section.
         reporter: told of progress.
+        ask: who reads what takes heavy libraries.
 
     Raises:
         UsageError: no adapter there, or one of a form that no merged model holds; no base that can be merged into.
@@ -86,7 +88,7 @@ def source(where: Path | None, settings: Settings, reporter: Reporter) -> Iterat
     """
     where = folder(where)
     if _is_run(RunPaths(where)):
-        yield _run(runs.find_adapter(where), settings, reporter)
+        yield _run(runs.find_adapter(where), settings, reporter, ask)
         return
     if runs.is_checkpoint(where):
         raise UsageError(
@@ -94,7 +96,7 @@ def source(where: Path | None, settings: Settings, reporter: Reporter) -> Iterat
             "Let it end: twin train --resume-from auto",
         )
     with scratch_dir(where.absolute()) as scratch:
-        yield _foreign(where, scratch, settings, reporter)
+        yield _foreign(where, scratch, settings, reporter, ask)
 
 
 def _is_run(paths: RunPaths) -> bool:
@@ -102,7 +104,7 @@ def _is_run(paths: RunPaths) -> bool:
     return any(path.exists() for path in (paths.record, paths.learned, paths.checkpoints))
 
 
-def _run(paths: RunPaths, settings: Settings, reporter: Reporter) -> Source:
+def _run(paths: RunPaths, settings: Settings, reporter: Reporter, ask: Ask) -> Source:
     record = runs.read_record(paths)
     adapter.check(paths, record)
     family = prove.family_of(record)
@@ -113,15 +115,15 @@ def _run(paths: RunPaths, settings: Settings, reporter: Reporter) -> Source:
     def prompts() -> list[tuple[str, list[Turn]]]:
         return prove.file_prompts(record, family, prove.prompts_of(record, settings))
 
-    rows = partial(prove.learned_ids, record, base, family, settings)
+    rows = partial(prove.learned_ids, record, base, family, settings, ask)
     return Source(paths, paths.root, base, family, prompts, rows, True)
 
 
-def _foreign(where: Path, scratch: Path, settings: Settings, reporter: Reporter) -> Source:
+def _foreign(where: Path, scratch: Path, settings: Settings, reporter: Reporter, ask: Ask) -> Source:
     from twin import basemodel
 
     paths = RunPaths(where)
-    folder, told = _adapter(paths, scratch)
+    folder, told = _adapter(paths, scratch, ask)
     name = _base_name(where, told, settings)
     if not settings.gguf.base:
         reporter.say(f"{where} says that it was trained on {name}")
@@ -130,7 +132,7 @@ def _foreign(where: Path, scratch: Path, settings: Settings, reporter: Reporter)
     except UsageError as error:
         raise UsageError(error.message, error.hint if settings.gguf.base else _NAME_BASE) from None
     _check_unquantized(base)
-    family = _family(where, base)
+    family = _family(where, base, ask)
     reporter.say(f"Its template: family {family.name}; without a system prompt")
 
     def prompts() -> list[tuple[str, list[Turn]]]:
@@ -139,17 +141,13 @@ def _foreign(where: Path, scratch: Path, settings: Settings, reporter: Reporter)
     return Source(paths, folder, base, family, prompts, list, False)
 
 
-def _adapter(paths: RunPaths, scratch: Path) -> tuple[Path, str | None]:
+def _adapter(paths: RunPaths, scratch: Path, ask: Ask) -> tuple[Path, str | None]:
     """Return the adapter's folder in PEFT's layout, and what it calls its base."""
     where = paths.root
     if not paths.adapter_config.is_file() and not any(where.glob(f"*/{paths.adapter_config.name}")):
         runs.find_adapter(where)  # which says what is missing
-    from twin.gguf import delta, mlx
-
-    if not mlx.is_mlx(where):
-        return where, delta.open_adapter(where).base_model
-    mlx.to_peft(where, scratch)
-    return scratch, delta.open_adapter(scratch).base_model
+    told = ask("adapter", where=str(where), scratch=str(scratch))
+    return Path(told["folder"]), told["base_model"]
 
 
 def _base_name(where: Path, told: str | None, settings: Settings) -> str:
@@ -185,24 +183,19 @@ def _check_unquantized(base: BaseModel) -> None:
             raise UsageError(f"The weights of '{base.name}' are quantized ({key} in its config.json).", _NAME_BASE)
 
 
-def _family(where: Path, base: BaseModel) -> Family:
+def _family(where: Path, base: BaseModel, ask: Ask) -> Family:
     """Return the pair that fits the template an adapter was trained with.
 
     Raises:
         GateError: no pair does, or there is no template.
     """
-    from twin.training.tokenizer import load_tokenizer
-
-    tokenizer = load_tokenizer(base.folder)
-    own = _own_template(where)
-    if own is not None:
-        tokenizer.chat_template = own
-    family = derive.choose(base.hub_id, *derive.facts_of(tokenizer))
-    if family is None:
+    told = ask("family", base=str(base.folder), name=base.hub_id, jinja=_own_template(where))["family"]
+    if told is None:
         raise GateError(
             f"Neither '{where}' nor its base model has a chat template, so nothing says how it was asked in training.",
             f"Save the Jinja that it was trained with as '{where / 'chat_template.jinja'}'.",
         )
+    family = Family.model_validate(told)
     gate.check(family)
     return family
 

@@ -179,7 +179,7 @@ def base_ggufs(
     missing = {name: target for name, target in targets.items() if not target.exists()}
     if missing:
         script = find_converter(settings.gguf.llama_cpp, reporter)
-        with hire(script) as worker:
+        with hire(script, reporter) as worker:
             make(
                 worker, base.folder, None, family, missing, [], lambda _: [], settings.gguf.llama_cpp, reporter,
                 lambda: rows, weigh=bool(rows),

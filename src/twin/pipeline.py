@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from twin import files, foreign_adapter, further, prompt, prove, runs
+from twin import files, foreign_adapter, further, prompt, prove, reading, runs
 from twin.adapter import check as check_adapter
 from twin.curate import export, find_sources, need
 from twin.errors import GateError, MachineError, StepError, TwinError, UsageError, nearest
@@ -26,7 +25,6 @@ from twin.measure import chat_samples, check_measured, evaluate, survival_of
 from twin.presets import TrainPlan, load_preset, plan_training
 from twin.processes import place
 from twin.progress import Reporter, Silent, release_memory
-from twin.records import Turn
 from twin.results import (
     AppEnv,
     Foreseen,
@@ -304,7 +302,10 @@ def gguf(
             made = _gguf_lora(source, settings, reporter, output, dry_run)
     else:
         script = find_converter(settings.gguf.llama_cpp, reporter)
-        with hire(script) as worker, foreign_adapter.source(adapter, settings, reporter) as source:
+        with (
+            hire(script, reporter, reading.__name__) as worker,
+            foreign_adapter.source(adapter, settings, reporter, reading.asked_of(worker)) as source,
+        ):
             made = _gguf(worker, source, settings, reporter, output, dry_run)
     release_memory()
     return replace(made, seconds=time.perf_counter() - started)
@@ -322,14 +323,11 @@ def _gguf(
         own = settings.gguf
         would = foresee(worker, base.folder, source.folder, family, targets, own.llama_cpp, reporter, own.imatrix)
         return Made(paths, tuple(would["files"]), 0.0, would["seconds"])
-    with files.exclusive(paths.root), ThreadPoolExecutor(1) as ahead:
-        loaded = ahead.submit(prove.training_ids, base, family)  # seconds of imports, while the worker has its own
-
-        def ids(turns: Sequence[Turn]) -> list[int]:
-            return loaded.result()(turns)
-
+    with files.exclusive(paths.root):
+        prompts = source.prompts()
+        ids = prove.asked_ids(base, family, [turns for _, turns in prompts], reading.asked_of(worker))
         made = make(
-            worker, base.folder, source.folder, family, targets, source.prompts(), ids,
+            worker, base.folder, source.folder, family, targets, prompts, ids,
             settings.gguf.llama_cpp, reporter, source.rows, settings.gguf.imatrix,
         )  # fmt: skip
         if output is None and source.is_run:

@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
-from twin import runs
+from twin import reading, runs
 from twin.curate import need
 from twin.errors import GateError, UsageError
 from twin.presets import Preset, TrainPlan
 from twin.progress import Reporter
+from twin.reading import Ask
 from twin.records import Turn
 from twin.results import Checked, Masked
 from twin.runs import DatasetPaths, RunPaths
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
 # Asked of every GGUF, besides the gate's own cases: scripts, digits, emoji joined by ZWJ, marks of three grammars.
 _MAKE = "Make a GGUF whose template twin owns: twin gguf"
-_IMATRIX_TOKENS = 16_384  # of the samples that it is gathered from
 _GREETING = Turn("user", "Hello there.")
 
 Ids = Callable[[Sequence[Turn]], list[int]]
@@ -129,19 +129,25 @@ def prompts_of(record: dict[str, Any], settings: Settings) -> list[list[Turn]]:
     return [list(row.turns[:-1]) for row in read_rows(path)] if path else []
 
 
-def learned_ids(record: dict[str, Any], base: BaseModel, family: Family, settings: Settings) -> list[list[int]]:
-    """Return ids of samples that a run learned, as many as an importance matrix asks for; none where they are gone."""
-    from twin.dataset.formats import read_rows
-    from twin.gguf.imatrix import choose
-    from twin.training.samples import build_samples
-    from twin.training.tokenizer import load_tokenizer
+def asked_ids(base: BaseModel, family: Family, prompts: Iterable[Sequence[Turn]], ask: Ask) -> Ids:
+    """Return what ``training_ids`` returns, for these prompts alone and asked in one go."""
+    known = list(map(tuple, prompts))
+    told = ask("prompt_ids", base=str(base.folder), family=family.model_dump(), prompts=known)["ids"]
+    ids = dict(zip(known, told, strict=True))
+    return lambda turns: ids[tuple(turns)]
 
+
+def learned_ids(
+    record: dict[str, Any], base: BaseModel, family: Family, settings: Settings, ask: Ask = reading.answer
+) -> list[list[int]]:
+    """Return ids of samples that a run learned, as many as an importance matrix asks for; none where they are gone."""
     here = settings.train.dataset or DatasetPaths(settings.export.output).train
     path = runs.rows_file(record, "train", here)
     if path is None:
         return []
-    built = build_samples(list(read_rows(path)), load_tokenizer(base.folder), family, record["plan"]["max_length"])
-    return choose([sample.input_ids for sample in built.samples], _IMATRIX_TOKENS)
+    about = {"rows": str(path), "base": str(base.folder), "max_length": record["plan"]["max_length"]}
+    ids: list[list[int]] = ask("row_ids", **about, family=family.model_dump())["ids"]
+    return ids
 
 
 def file_prompts(

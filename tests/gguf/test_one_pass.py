@@ -46,7 +46,7 @@ def run(base: Path, adapter: Path | None, folder: Path, names: list[str], **more
     scratch = folder / "scratch"
     scratch.mkdir(exist_ok=True)
     try:
-        with hired.hire(converter.find_converter(None, Silent())) as worker:
+        with hired.hire(converter.find_converter(None, Silent()), Silent()) as worker:
             return make.one_pass(worker, base, adapter, FAMILY, files, None, scratch, Silent(), **more)
     finally:
         shutil.rmtree(scratch)

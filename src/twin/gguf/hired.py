@@ -16,6 +16,7 @@ from twin.errors import MachineError, StepError, TwinError
 from twin.gguf import converter
 from twin.progress import Reporter, Task
 
+_MODULE = "twin.gguf.worker"
 # glibc keeps what each thread freed apart: a hundred megabytes that nobody uses.
 _FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 
@@ -23,28 +24,28 @@ _FEW_ARENAS = {"MALLOC_ARENA_MAX": "2"}
 class Worker:
     """One process that does one job after another. Use ``hire``."""
 
-    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes]) -> None:
-        self._process, self._log = process, log
+    def __init__(self, process: subprocess.Popen[bytes], log: IO[bytes], reporter: Reporter) -> None:
+        self._process, self._log, self._reporter = process, log, reporter
 
-    def do(self, job: dict[str, Any], reporter: Reporter, what: str) -> dict[str, Any]:
-        """Return the result of a job; see ``worker.work``.
+    def do(self, job: dict[str, Any], first: str, then: str = "") -> dict[str, Any]:
+        """Return the result of a job.
 
         Args:
-            job: what to do.
-            reporter: told of progress.
-            what: the words for it.
+            job: see ``worker.main``.
+            first: the words for all of it, or for what comes before its size is known.
+            then: the words for what comes after.
 
         Raises:
             TwinError: what the worker refuses, or that it died.
         """
         to, words = cast("IO[bytes]", self._process.stdin), cast("IO[bytes]", self._process.stdout)
-        with reporter.task("Reading the model"):
+        with self._reporter.task(first):
             with suppress(BrokenPipeError):  # it died, and says below of what
                 to.write(json.dumps(job).encode() + b"\n")
                 to.flush()
             said = _hear(words)
         if "total" in said:
-            with reporter.task(what, said["total"]) as task:
+            with self._reporter.task(then, said["total"]) as task:
                 said = _hear(words, task)
         if "result" in said:
             return dict(said["result"])
@@ -54,27 +55,34 @@ class Worker:
         self._log.seek(0)
         raise _died(self._process.returncode, self._log.read().decode("utf-8", "replace"))
 
+    def end(self) -> None:
+        """End it; its memory goes back, and it does nothing any more."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            with suppress(BrokenPipeError):
+                cast("IO[bytes]", pipe).close()
+
 
 @contextmanager
-def hire(script: Path) -> Iterator[Worker]:
+def hire(script: Path, reporter: Reporter, module: str = _MODULE) -> Iterator[Worker]:
     """Begin a worker, which ends with the block.
 
     Args:
         script: llama.cpp's converter, whose modules it uses; see ``converter.find_converter``.
+        reporter: told of progress.
+        module: what is started; one that calls ``worker.main`` with more than it can do by itself.
     """
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "twin.gguf.worker"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
+            [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             env=converter.environment(script) | _FEW_ARENAS,
         )  # fmt: skip
+        worker = Worker(process, log, reporter)
         try:
-            yield Worker(process, log)
+            yield worker
         finally:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                with suppress(BrokenPipeError):
-                    cast("IO[bytes]", pipe).close()
+            worker.end()
 
 
 def _hear(lines: Iterable[bytes], task: Task | None = None) -> dict[str, Any]:

@@ -1,15 +1,15 @@
 """llama.cpp's converter, asked for tensors one block of rows at a time: names, order and metadata stay its own.
 
 Not obvious: the converter builds a graph for each tensor and computes it when it writes. Nothing is written here; a
-graph that only changes types and takes rows in another order (queries and keys) is computed for a block of rows, so
-that a tensor of gigabytes never stands in memory, and any other graph (stacked experts) as a whole. Runs in a process of its own, where the
-converter's ``gguf`` is the one that is imported (see ``worker``); torch is at the top.
+graph that only changes types and the order of rows (queries and keys) is computed for a block of rows, so that a tensor
+of gigabytes never stands in memory, and any other graph (stacked experts) as a whole. Runs in a process of its own,
+where the converter's ``gguf`` is the one that is imported (see ``worker``); torch is at the top.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -276,26 +276,27 @@ def _source(name: str, shape: tuple[int, ...], half: bool, graph: Any) -> Source
     types: list[torch.dtype] = []
     leaves: list[_Leaf] = []
     try:
-        labels = _follow(graph, types, leaves)
+        rows, columns = (_follow(graph, dimension, types, leaves) for dimension in (0, 1))
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # it does more than move rows
         return Source(name, shape, half, graph=graph)
-    order = _order(labels, leaves[0], shape) if len(leaves) == 1 else None
+    order = _order(rows, columns, leaves[0], shape) if len(leaves) == 2 else None  # one leaf, met twice
     if order is None:
         return Source(name, shape, half, graph=graph)
     plain = torch.equal(order, torch.arange(leaves[0].shape[0]))
-    return Source(name, shape, half, leaves[0], tuple(types), None if plain else order)
+    return Source(name, shape, half, leaves[0], tuple(types[: len(types) // 2]), None if plain else order)
 
 
-def _follow(node: Any, types: list[torch.dtype], leaves: list[_Leaf]) -> Any:
-    """Return what a graph makes of labels in place of its leaves' rows.
+def _follow(node: Any, dimension: int, types: list[torch.dtype], leaves: list[_Leaf]) -> Any:
+    """Return what a graph makes of labels in place of its leaves.
 
     Args:
         node: of the graph; what is no node is returned as it is.
+        dimension: along which labels differ: 0, rows have one each, or 1, columns have.
         types: gets the types that are cast to, in order; a cast changes no label.
         leaves: gets the leaves.
     """
     if type(node) in (list, tuple):
-        return type(node)([_follow(one, types, leaves) for one in node])
+        return type(node)([_follow(one, dimension, types, leaves) for one in node])
     if not hasattr(node, "_func"):
         return node
     function, arguments = node._func, node._args
@@ -303,9 +304,9 @@ def _follow(node: Any, types: list[torch.dtype], leaves: list[_Leaf]) -> Any:
         return node._data
     if function is _Leaf.whole:
         leaves.append(arguments[0])
-        return _labels(arguments[0])
+        return _labels(arguments[0], dimension)
     place = getattr(function, "__qualname__", "")
-    done = _follow(arguments, types, leaves)
+    done = _follow(arguments, dimension, types, leaves)
     if place.startswith(_CAST):
         types.append(_TORCH_TYPES[np.dtype(arguments[1])])
     elif place.startswith(_METHOD) and _called(function) == "to" and isinstance(arguments[1], torch.dtype):
@@ -315,11 +316,11 @@ def _follow(node: Any, types: list[torch.dtype], leaves: list[_Leaf]) -> Any:
     return done[0]
 
 
-def _labels(leaf: _Leaf) -> Tensor:
-    """Return a tensor of a leaf's shape in which each row has a number of its own, by which it is known again."""
+def _labels(leaf: _Leaf, dimension: int) -> Tensor:
+    """Return a tensor of a leaf's shape in which each row (each column) is one number, by which it is known again."""
     if len(leaf.shape) != 2 or not leaf.rowwise:
         raise ValueError(leaf.name)
-    return _numbers(leaf.shape[0])[:, None].expand(leaf.shape)
+    return _numbers(leaf.shape[dimension]).unsqueeze(1 - dimension).expand(leaf.shape)
 
 
 def _numbers(count: int) -> Tensor:
@@ -329,16 +330,30 @@ def _numbers(count: int) -> Tensor:
     return (drawn - 2**30).to(torch.int32)
 
 
-def _order(labels: Any, leaf: _Leaf, shape: tuple[int, ...]) -> Tensor | None:
-    """Return which row of a leaf each row is; None where the graph did anything but move whole rows."""
-    if not isinstance(labels, Tensor) or tuple(labels.shape) != shape or labels.dtype != torch.int32:
+def _order(rows: Any, columns: Any, leaf: _Leaf, shape: tuple[int, ...]) -> Tensor | None:
+    """Return which row of a leaf each row is; None where the graph did anything but move whole rows.
+
+    Args:
+        rows: what it made of labels of the rows.
+        columns: of labels of the columns.
+        leaf: the leaf.
+        shape: of what it makes.
+    """
+    if shape[1:] != leaf.shape[1:]:
         return None
-    whole = labels.stride(1) == 0 or bool((labels == labels[:, :1]).all())  # never copied: one number a row
-    if shape[1:] != leaf.shape[1:] or not whole:
+    for labels in (rows, columns):
+        if not isinstance(labels, Tensor) or tuple(labels.shape) != shape or labels.dtype != torch.int32:
+            return None
+    if not (_alike(rows, 1) and _alike(columns, 0) and torch.equal(columns[0], _numbers(shape[1]))):
         return None
     numbers, where = _numbers(leaf.shape[0]).sort()
-    found = torch.searchsorted(numbers, labels[:, 0].contiguous()).clamp(max=len(numbers) - 1)
-    return where[found] if torch.equal(numbers[found], labels[:, 0]) else None
+    found = torch.searchsorted(numbers, rows[:, 0].contiguous()).clamp(max=len(numbers) - 1)
+    return where[found] if torch.equal(numbers[found], rows[:, 0]) else None
+
+
+def _alike(labels: Tensor, dimension: int) -> bool:
+    """Say whether labels are the same all along a dimension; those that were never copied are one number there."""
+    return labels.stride(dimension) == 0 or bool((labels == labels.narrow(dimension, 0, 1)).all())
 
 
 def _called(function: Any) -> str:

@@ -38,7 +38,7 @@ def make(
     """Write one GGUF a quantization.
 
     Args:
-        worker: see ``hired.hire``.
+        worker: see ``hired.hire``; it is ended before the files are checked, so that only one model is in memory.
         base: the base model's checkpoint folder, unquantized.
         adapter: PEFT folder, or None for the base alone.
         family: whose Jinja the files shall carry.
@@ -65,6 +65,7 @@ def make(
         made = [ask(plain)] if plain else []
         if weighed:
             made.append(ask(weighed, imatrix=_imatrix(ask, scratch, rows(), reporter)))
+        worker.end()
         written = {about["quantization"]: about for part in made for about in part["files"]}
         from twin.gguf.check import check  # llama_cpp is loaded while nothing else waits for it
 
@@ -147,10 +148,10 @@ def one_pass(
         checkpoint.mkdir(exist_ok=True)
         copy_checkpoint(base, checkpoint)
     job = {
-        "checkpoint": str(checkpoint), "base": str(base), "adapter": str(adapter) if adapter else None,
+        "what": "make", "checkpoint": str(checkpoint), "base": str(base), "adapter": str(adapter) if adapter else None,
         "scratch": str(scratch), "vocabulary": str(known), "name": family.gguf_name, "chat_template": family.jinja,
         "files": [[name, str(path)] for name, path in files.items()], "threads": os.cpu_count() or 1,
         "imatrix": str(imatrix) if imatrix else None, "weigh": weigh, "dry_run": dry_run,
     }  # fmt: skip
     what = "Merging and quantizing" if adapter else "Quantizing the base model"
-    return worker.do(job, reporter, f"{what}: {', '.join(files)}") | {"vocabulary": known}
+    return worker.do(job, "Reading the model", f"{what}: {', '.join(files)}") | {"vocabulary": known}

@@ -1,8 +1,9 @@
 """The process in which llama.cpp's converter runs: ``python -m twin.gguf.worker`` with a job on its standard input.
 
 A process of its own, because the converter brings a ``gguf`` of its own, and so that all of its memory goes back. It
-reads jobs as lines of JSON and answers in such: ``{"total"}``, ``{"done"}`` while it works, at last ``{"result"}`` or
-``{"error"}``. It ends when its standard input ends: with the process that started it, however that ends.
+reads jobs as lines of JSON and answers in such:
+``{"total"}``, ``{"done"}`` while it works, at last ``{"result"}`` or ``{"error"}``. It ends when its standard input
+ends: with the process that started it, however that ends.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import queue
 import sys
 import threading
 import time
-from collections.abc import Mapping
+import traceback
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 from twin import errors
 from twin.errors import TwinError, file_errors
 from twin.files import need_disk
+from twin.progress import release_memory
 
 _TELL_SECONDS = 0.2
 
@@ -44,7 +47,10 @@ def _prepare() -> float:
     import torch
 
     torch.set_num_threads(1)  # blocks are computed on threads of our own, each of which calls torch for one
-    for name in ("transformers.models.auto.configuration_auto", "conversion", "twin.gguf.lazy", "twin.gguf.onepass"):
+    from transformers import AutoConfig, AutoTokenizer  # noqa: F401 - the second is read with, later
+
+    AutoConfig.for_model("llama")  # what any configuration takes
+    for name in ("conversion", "twin.gguf.lazy", "twin.gguf.onepass"):
         import_module(name)
     return time.monotonic() - began
 
@@ -109,18 +115,28 @@ def _ticker() -> Any:
     return tick
 
 
-def main() -> None:
-    """Do jobs, one after another, and say what came of each."""
+def main(answer: Callable[..., dict[str, Any]] | None = None) -> None:
+    """Do jobs, one after another, and say what came of each.
+
+    Args:
+        answer: called with the ``what`` of a job that is not ``make``, and what else is in it.
+    """
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
     prepared = _prepare()
     while True:
-        job = jobs.get()
+        job = json.loads(jobs.get())
         began = time.monotonic() - prepared
+        what = job.pop("what")
         try:
-            _say(result=work(json.loads(job), began))
+            _say(result=answer(what, **job) if answer and what != "make" else work(job, began))
         except TwinError as error:
             _say(error={"kind": type(error).__name__, "message": error.message, "hint": error.hint})
+        except BaseException:  # the last line of it is what the other side tells
+            traceback.print_exc()
+            sys.stderr.flush()
+            os._exit(errors.EXIT_STEP)  # an end in order would wait for the thread that listens
+        release_memory()
 
 
 if __name__ == "__main__":

@@ -21,6 +21,9 @@ from typing import Any
 import transformers
 from tokenizers import Tokenizer
 
+from twin.errors import UsageError, first_line
+from twin.foreign import bounded
+
 _TEKKEN = (
     r"[^\r\n\p{{L}}\p{{N}}]?{upper}*{lower}+|[^\r\n\p{{L}}\p{{N}}]?{upper}+{lower}*|\p{{N}}"
     r"| ?[^\s\p{{L}}\p{{N}}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -33,11 +36,20 @@ _BLANK_FIRST = {"type": "Prepend", "prepend": "▁"}
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer of the checkpoint in ``folder``, reading as llama.cpp does."""
+    """Return the tokenizer of the checkpoint in ``folder``, reading as llama.cpp does.
+
+    Raises:
+        UsageError: it is not there, or can't be read.
+    """
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()  # it warns of patterns that are replaced here
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # what is no tokenizer is told in many ways, by tokenizers as an Exception
+        raise UsageError(
+            f"The tokenizer of '{folder}' can't be read: {bounded(first_line(error), 200)}.",
+            "Fetch or copy the base model again, with its tokenizer.json.",
+        ) from None
     finally:
         transformers.utils.logging.set_verbosity(level)
     built = json.loads(tokenizer.backend_tokenizer.to_str())  # 33 MB for some, so it is read and written once
