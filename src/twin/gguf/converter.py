@@ -15,6 +15,7 @@ from twin.packages import PackageFile, fetch
 from twin.progress import Reporter
 
 _INSIDE = "vendor/llama.cpp"
+READS = "Reading the vocabulary"
 _SCRIPT = "convert_hf_to_gguf.py"
 LORA_SCRIPT = "convert_lora_to_gguf.py"  # lies beside it
 _SOURCES = {
@@ -79,7 +80,7 @@ def convert(
     """
     arguments = [str(checkpoint), "--outtype", "f16", "--model-name", name]
     arguments += ["--vocab-only"] if vocabulary_only else []
-    with reporter.task("Reading the vocabulary" if vocabulary_only else "Converting to GGUF"):
+    with reporter.task(READS if vocabulary_only else "Converting to GGUF"):
         complaint = run(script, arguments, target)
     if complaint:
         raise refused("model", complaint)

@@ -9,7 +9,8 @@ where the converter's ``gguf`` is the one that is imported (see ``worker``); tor
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import import_module
@@ -199,25 +200,12 @@ def convert(
     """
     import gguf
 
-    conversion: Any = import_module("conversion")
-    logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
-    try:
-        hparams = conversion.ModelBase.load_hparams(checkpoint, False)
-        architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
-        known = conversion.get_model_class(architecture)
-    except NotImplementedError:
-        raise StepError(
-            f"llama.cpp's converter does not know the architecture '{architecture}'.",
-            "A newer checkout may: --llama-cpp DIR",
-        ) from None
     leaves: dict[str, _Leaf] = {}
-    model_class = _watching(known, base, leaves, changes)
-    try:
+    model_class = _watching(_model_class(checkpoint), base, leaves, changes)
+    with _refusals():
         model = model_class(checkpoint, gguf.LlamaFileType.MOSTLY_F16, checkpoint / "f16.gguf", model_name=name)
         model.prepare_tensors()
         model.prepare_metadata(vocab_only=False)
-    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, NotImplementedError, OSError) as error:
-        raise refused("model", first_line(error)) from None
     writer = model.gguf_writer
     writer.add_chat_template(chat_template)
     sources = {}
@@ -231,6 +219,57 @@ def convert(
     metadata = dict(writer.kv_data[0])
     proved = [raw for key, raw in raw_fields(vocabulary).items() if key not in metadata]
     return Converted(writer.arch, metadata, proved, sources, leaves)
+
+
+def write_vocabulary(checkpoint: Path, target: Path, name: str) -> None:
+    """Let the converter write a GGUF without weights.
+
+    Args:
+        checkpoint: a folder with the configuration and the tokenizer.
+        target: the file.
+        name: what the file says its name is.
+
+    Raises:
+        StepError: the converter does not know the architecture, or fails in another way.
+    """
+    import gguf
+
+    known = _model_class(checkpoint)
+    with _refusals():
+        known(checkpoint, gguf.LlamaFileType.MOSTLY_F16, target, model_name=name).write_vocab()
+
+
+def _model_class(checkpoint: Path) -> Any:
+    """Return the converter's class for a checkpoint's architecture.
+
+    Raises:
+        StepError: it has none.
+    """
+    conversion: Any = import_module("conversion")
+    logging.getLogger("hf-to-gguf").setLevel(logging.ERROR)
+    architecture = ""
+    try:
+        hparams = conversion.ModelBase.load_hparams(checkpoint, False)
+        architecture = conversion.get_model_architecture(hparams, conversion.ModelType.TEXT)
+        return conversion.get_model_class(architecture)
+    except NotImplementedError:
+        raise StepError(
+            f"llama.cpp's converter does not know the architecture '{architecture}'.",
+            "A newer checkout may: --llama-cpp DIR",
+        ) from None
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """Say what the converter refuses as the program would.
+
+    Raises:
+        StepError: it does.
+    """
+    try:
+        yield
+    except (ValueError, KeyError, TypeError, AttributeError, AssertionError, NotImplementedError, OSError) as error:
+        raise refused("model", first_line(error)) from None
 
 
 def _watching(known: Any, base: Path, leaves: dict[str, _Leaf], changes: Mapping[str, Merged]) -> Any:

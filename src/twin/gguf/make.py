@@ -142,7 +142,7 @@ def one_pass(
     weigh: bool = False,
 ) -> dict[str, Any]:
     """Let the worker do it in ``scratch``, and return its result; see ``worker.work``."""
-    known = vocabulary(base, family.gguf_name, llama_cpp, reporter)
+    known = vocabulary(base, family.gguf_name, llama_cpp, reporter, worker)
     checkpoint = scratch / "checkpoint"
     with file_errors(scratch, "write"):
         checkpoint.mkdir(exist_ok=True)

@@ -11,6 +11,7 @@ from twin import __version__
 from twin.errors import file_errors
 from twin.files import file_digest, fingerprint, scratch_dir
 from twin.gguf import converter
+from twin.gguf.hired import Worker
 from twin.progress import Reporter
 from twin.runs import cache_dir
 
@@ -31,7 +32,7 @@ def copy_checkpoint(base: Path, target: Path) -> None:
         shutil.copyfile(file, target / file.name)
 
 
-def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter) -> Path:
+def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter, worker: Worker | None = None) -> Path:
     """Return a GGUF that holds the vocabulary of a checkpoint and no weights, made once into the user's cache.
 
     Args:
@@ -39,6 +40,7 @@ def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter
         name: what the file says its name is; see ``Family.gguf_name``.
         llama_cpp: a checkout of the user's, for its converter.
         reporter: told of progress.
+        worker: one with the same converter, which is asked to save its start; None: the converter runs as a program.
 
     Raises:
         TwinError: what the converter refuses.
@@ -57,6 +59,10 @@ def vocabulary(base: Path, name: str, llama_cpp: Path | None, reporter: Reporter
                 checkpoint.mkdir()
                 copy_checkpoint(base, checkpoint)
                 made = scratch / "vocabulary.gguf"
-                converter.convert(script, checkpoint, made, reporter, name, vocabulary_only=True)
+                if worker:
+                    job = {"what": "vocabulary", "checkpoint": str(checkpoint), "target": str(made), "name": name}
+                    worker.do(job, converter.READS)
+                else:
+                    converter.convert(script, checkpoint, made, reporter, name, vocabulary_only=True)
                 made.replace(target)
     return target

@@ -115,11 +115,26 @@ def _ticker() -> Any:
     return tick
 
 
+def _result(
+    what: str, job: dict[str, Any], began: float, answer: Callable[..., dict[str, Any]] | None
+) -> dict[str, Any]:
+    if what == "make":
+        return work(job, began)
+    if what == "vocabulary":
+        from twin.gguf.lazy import write_vocabulary
+
+        write_vocabulary(Path(job["checkpoint"]), Path(job["target"]), job["name"])
+        return {}
+    if answer is None:
+        raise ValueError(what)
+    return answer(what, **job)
+
+
 def main(answer: Callable[..., dict[str, Any]] | None = None) -> None:
     """Do jobs, one after another, and say what came of each.
 
     Args:
-        answer: called with the ``what`` of a job that is not ``make``, and what else is in it.
+        answer: called with the ``what`` of a job that is neither ``make`` nor ``vocabulary``, and what else is in it.
     """
     jobs: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_listen, args=(jobs,), daemon=True).start()
@@ -129,7 +144,7 @@ def main(answer: Callable[..., dict[str, Any]] | None = None) -> None:
         began = time.monotonic() - prepared
         what = job.pop("what")
         try:
-            _say(result=answer(what, **job) if answer and what != "make" else work(job, began))
+            _say(result=_result(what, job, began, answer))
         except TwinError as error:
             _say(error={"kind": type(error).__name__, "message": error.message, "hint": error.hint})
         except BaseException:  # the last line of it is what the other side tells
