@@ -11,8 +11,12 @@ quantization, the library that quantizes. Each is a process of its own and they 
   ``convert_hf_to_gguf.py`` to float16, ``llama_model_quantize``. Nothing is checked.
 - reference: ``llama_model_quantize`` alone, of the float16 file that the peer left: what no way can do without.
 
+- both (``--and q8_0``): ``twin gguf`` with a second quantization.
+
 "peak memory" is the largest sum of resident sizes of a process and all its children, looked at twenty times a second;
-pages of a mapped file count, each time they are mapped. "written" is what the system counts for them (Linux), files
+pages of a mapped file count, each time they are mapped. "but GGUFs" leaves out pages of mapped GGUFs, which the system
+takes back when it needs them (Linux): the finished file, where twin lets it answer; the float16 file, where it is
+quantized. "written" is what the system counts for them (Linux), files
 that are gone in the end included. "CPU s" are of all of them; read these where others use the machine ("others").
 """
 
@@ -33,7 +37,7 @@ from typing import Any
 
 import psutil
 
-VARIANTS = ("twin", "peer", "reference")
+VARIANTS = ("twin", "both", "peer", "reference")
 RANK = 16
 SHAPES: dict[str, dict[str, Any]] = {
     "0.1": {
@@ -152,12 +156,13 @@ def watched(command: list[str]) -> dict[str, Any]:
     """Run a command and return its seconds, CPU seconds, peak memory and bytes written, its children's included."""
     used, began, busy = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter(), busy_seconds()
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    peak, written = 0, 0
+    peak, own, written = 0, 0, 0
     with tempfile.TemporaryFile("w+") as log:
         process = psutil.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
         while process.poll() is None:
             held = counted = 0
-            for one in family(process):
+            members = family(process)
+            for one in members:
                 try:
                     held += one.memory_info().rss
                     # What a child wrote that has ended is among its parent's.
@@ -165,6 +170,8 @@ def watched(command: list[str]) -> dict[str, Any]:
                 except psutil.Error:  # it has ended
                     continue
             peak, written = max(peak, held), max(written, counted)
+            if held > own:
+                own = max(own, held - sum(map(mapped, members)))
             time.sleep(0.05)
         seconds = time.perf_counter() - began
         if process.returncode:
@@ -173,7 +180,15 @@ def watched(command: list[str]) -> dict[str, Any]:
     now = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = now.ru_utime + now.ru_stime - used.ru_utime - used.ru_stime
     others = (busy_seconds() - busy - cpu) / (seconds * (os.cpu_count() or 1))
-    return {"seconds": seconds, "cpu": cpu, "peak": peak, "written": written, "others": max(others, 0.0)}
+    return {"seconds": seconds, "cpu": cpu, "peak": peak, "own": own, "written": written, "others": max(others, 0.0)}
+
+
+def mapped(process: psutil.Process) -> int:
+    """Return the bytes of GGUFs that are in memory because a process maps them."""
+    try:
+        return sum(one.rss for one in process.memory_maps() if one.path.endswith(".gguf"))
+    except (psutil.Error, AttributeError):  # it has ended; macOS tells nobody
+        return 0
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
@@ -187,17 +202,18 @@ def family(process: psutil.Process) -> list[psutil.Process]:
 def report(results: dict[str, list[dict[str, Any]]]) -> None:
     """Print the best round of each, and how many times twin's each is."""
     best = {name: min(found, key=lambda one: one["seconds"]) for name, found in results.items()}
-    print(f"{'':<11}{'seconds':>9}{'each round':>16}{'CPU s':>8}{'others':>8}{'peak memory':>13}{'written':>11}")
+    heads = {"seconds": 9, "each round": 16, "CPU s": 8, "others": 8, "peak memory": 13, "but GGUFs": 13, "written": 11}
+    print(" " * 11 + "".join(f"{head:>{width}}" for head, width in heads.items()))
     for name, one in best.items():
         rounds = " ".join(f"{other['seconds']:.1f}" for other in results[name])
         print(
             f"{name:<11}{one['seconds']:>9.1f}{rounds:>16}{one['cpu']:>8.1f}{one['others']:>8.0%}"
-            f"{one['peak'] / 2**30:>9.2f} GiB{one['written'] / 1e9:>8.2f} GB"
+            f"{one['peak'] / 1e9:>10.2f} GB{one['own'] / 1e9:>10.2f} GB{one['written'] / 1e9:>8.2f} GB"
         )
     if "twin" not in best:
         return
     for name in [name for name in best if name != "twin"]:
-        parts = ("seconds", "cpu", "peak", "written")
+        parts = ("seconds", "cpu", "peak", "own", "written")
         told = ", ".join(f"{part} {best[name][part] / max(best['twin'][part], 1e-9):.2f}" for part in parts)
         print(f"{name} / twin: {told}")
 
@@ -215,13 +231,18 @@ def compare(given: argparse.Namespace, work: Path) -> None:
     script = [sys.executable, __file__, "--base", str(base), "--adapter", str(adapter), "-q", quantization]
     typed = [sys.executable, "-m", "twin", "gguf", str(run), "--base", str(base), "-q", quantization]
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in VARIANTS if name in given.only}
+    if not given.second:
+        results.pop("both", None)
     for _ in range(given.rounds):
         for name, found in results.items():
             target = work / f"{name}.gguf"
             own = [*script, "--variant", name, "--plain", str(plain), "--target", str(target)]
-            found.append(watched([*typed, "--output", str(target)] if name == "twin" else own))
-            print(f"{name}: {target.stat().st_size / 1e6:,.0f} MB", file=sys.stderr)
-            target.unlink()
+            by_twin = {"twin": [*typed, "--output", str(target)], "both": [*typed, "-q", given.second]}
+            found.append(watched(by_twin.get(name, own)))
+            made = [target, *run.glob("model-*.gguf")]
+            for file in filter(Path.exists, made):
+                print(f"{name}: {file.stat().st_size:,} bytes", file=sys.stderr)
+                file.unlink()
     print(
         f"{sum(file.stat().st_size for file in base.glob('*.safetensors')) / 1e9:.2f} GB of weights to {quantization}"
     )
@@ -232,12 +253,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="From an adapter to a GGUF: twin, the usual way, the quantizer alone.")
     parser.add_argument("--size", choices=SHAPES, default="1.1", help="billions of weights")
     parser.add_argument("-q", "--quantization", default="q4_k_m")
+    parser.add_argument("--and", dest="second", metavar="QUANTIZATION", help="measure both in one pass too")
     parser.add_argument("--rounds", type=int, default=1, help="how often each is run; they take turns")
     parser.add_argument("--folder", type=Path, help="keep what is made here, models too, and use it the next time")
     parser.add_argument("--base", type=Path, help="a checkpoint to use in place of random weights")
     parser.add_argument("--adapter", type=Path, help="an adapter of it")
     parser.add_argument("--only", nargs="+", choices=VARIANTS, default=VARIANTS, help="'reference' needs 'peer'")
-    parser.add_argument("--variant", choices=VARIANTS[1:], help=argparse.SUPPRESS)
+    parser.add_argument("--variant", choices=VARIANTS[2:], help=argparse.SUPPRESS)
     parser.add_argument("--plain", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--target", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
