@@ -171,7 +171,7 @@ def watched(command: list[str]) -> dict[str, Any]:
                     continue
             peak, written = max(peak, held), max(written, counted)
             if held > own:
-                own = max(own, held - sum(map(mapped, members)))
+                own = max(own, sum(map(beside_ggufs, members)))
             time.sleep(0.05)
         seconds = time.perf_counter() - began
         if process.returncode:
@@ -183,12 +183,14 @@ def watched(command: list[str]) -> dict[str, Any]:
     return {"seconds": seconds, "cpu": cpu, "peak": peak, "own": own, "written": written, "others": max(others, 0.0)}
 
 
-def mapped(process: psutil.Process) -> int:
-    """Return the bytes of GGUFs that are in memory because a process maps them."""
+def beside_ggufs(process: psutil.Process) -> int:
+    """Return a process's resident bytes without those of GGUFs that it maps."""
     try:
-        return sum(one.rss for one in process.memory_maps() if one.path.endswith(".gguf"))
-    except (psutil.Error, AttributeError):  # it has ended; macOS tells nobody
+        return sum(one.rss for one in process.memory_maps() if not one.path.endswith(".gguf"))
+    except psutil.Error:  # it has ended
         return 0
+    except AttributeError:  # macOS tells nobody
+        return int(process.memory_info().rss)
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
