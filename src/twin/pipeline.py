@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -305,6 +305,7 @@ def gguf(
         with (
             hire(script, reporter, reading.__name__) as worker,
             foreign_adapter.source(adapter, settings, reporter, reading.asked_of(worker)) as source,
+            closing(worker),  # before the source's scratch folder goes: Windows removes no file that is mapped
         ):
             made = _gguf(worker, source, settings, reporter, output, dry_run)
     release_memory()

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from gguf import GGMLQuantizationType as Kind
@@ -7,6 +9,7 @@ from tests.gguf import small_file
 from twin.errors import GateError, StepError, UsageError
 from twin.gguf.check import check
 from twin.gguf.ggml import BASE
+from twin.llama import open_gguf
 from twin.templates import load_family
 
 NAME = "blk.1.ffn_up.weight"
@@ -53,6 +56,16 @@ class TestAccepts:
             tensors["blk.0.attn_q.bias"] = (np.zeros(small_file.WIDTH, np.float32), Kind.F32)
 
         assert checked(small_file.write(tmp_path / "it.gguf", damage=add))["answer"]
+
+    @pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells")
+    def test_nothing_holds_the_file_any_more(self, tmp_path):
+        """Windows renames no file that is open or mapped."""
+        path = small_file.write(tmp_path / "it.gguf")
+        with open_gguf(path):
+            assert str(path) in Path("/proc/self/maps").read_text()
+        checked(path, vocabulary=path)
+        assert str(path) not in Path("/proc/self/maps").read_text()
+        assert path not in [one.resolve() for one in Path("/proc/self/fd").iterdir()]
 
     def test_a_file_without_prompts(self, tmp_path):
         assert checked(small_file.write(tmp_path / "it.gguf"), prompts=[])["answer"] == ""

@@ -1,8 +1,12 @@
 """Rows in a tensor's type: each expert's are weighed by its own line of the importance matrix."""
 
-import numpy as np
+from pathlib import Path
 
-from twin.gguf.quantize import Quantizer, type_numbers
+import numpy as np
+import pytest
+
+from tests.gguf import small_file
+from twin.gguf.quantize import Quantizer, plan, type_numbers
 
 
 def test_each_expert_has_its_own_weights():
@@ -17,3 +21,12 @@ def test_each_expert_has_its_own_weights():
         other = Quantizer("other", kind, 256, 4, weights[1 - expert : 2 - expert])
         assert stacked.rows(rows, 4 * expert).tobytes() == alone.rows(rows, 0).tobytes()
         assert stacked.rows(rows, 4 * expert).tobytes() != other.rows(rows, 0).tobytes()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux tells")
+def test_nothing_holds_the_file_that_a_plan_was_made_of(tmp_path):
+    """It is removed, and Windows removes no file that is open or mapped."""
+    shell = small_file.write(tmp_path / "shell.gguf", "F16")
+    assert set(plan(shell, "q8_0", {})) == set(small_file.weights())
+    assert str(shell) not in Path("/proc/self/maps").read_text()
+    assert shell not in [one.resolve() for one in Path("/proc/self/fd").iterdir()]

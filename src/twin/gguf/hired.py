@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -55,7 +55,7 @@ class Worker:
         self._log.seek(0)
         raise _died(self._process.returncode, self._log.read().decode("utf-8", "replace"))
 
-    def end(self) -> None:
+    def close(self) -> None:
         """End it; its memory goes back, and it does nothing any more."""
         self._process.kill()
         self._process.wait()
@@ -78,11 +78,8 @@ def hire(script: Path, reporter: Reporter, module: str = _MODULE) -> Iterator[Wo
             [sys.executable, "-m", module], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log,
             env=converter.environment(script) | _FEW_ARENAS,
         )  # fmt: skip
-        worker = Worker(process, log, reporter)
-        try:
+        with closing(Worker(process, log, reporter)) as worker:
             yield worker
-        finally:
-            worker.end()
 
 
 def _hear(lines: Iterable[bytes], task: Task | None = None) -> dict[str, Any]:

@@ -65,7 +65,7 @@ def make(
         made = [ask(plain)] if plain else []
         if weighed:
             made.append(ask(weighed, imatrix=_imatrix(ask, scratch, rows(), reporter)))
-        worker.end()
+        worker.close()
         written = {about["quantization"]: about for part in made for about in part["files"]}
         from twin.gguf.check import check  # llama_cpp is loaded while nothing else waits for it
 
