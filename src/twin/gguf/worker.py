@@ -1,9 +1,8 @@
 """The process in which llama.cpp's converter runs: ``python -m twin.gguf.worker`` with a job on its standard input.
 
 A process of its own, because the converter brings a ``gguf`` of its own, and so that all of its memory goes back. It
-reads jobs as lines of JSON and answers in such:
-``{"total"}``, ``{"done"}`` while it works, at last ``{"result"}`` or ``{"error"}``. It ends when its standard input
-ends: with the process that started it, however that ends.
+reads jobs as lines of JSON and answers in such: ``{"total"}``, ``{"done"}`` while it works, at last ``{"result"}`` or
+``{"error"}``. It ends when its standard input ends: with the process that started it, however that ends.
 """
 
 from __future__ import annotations
