@@ -375,6 +375,7 @@ def test_an_adapter_of_another_tool_that_is_no_lora(twin):
     twin.refuses(
         "gguf",
         "adapters/mine",
+        "--quiet",  # it takes seconds, which is told otherwise
         exit_code=2,
         error="'adapters/mine/adapter_config.json' is an adapter without a peft_type, and twin merges LoRA.",
         hint="Merge it with the tool that made it, save the whole model, and name that folder as a base model.",

@@ -39,6 +39,7 @@ def work(job, scratch, numbered):
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test in the background passes on an ignored one
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # so does one under nohup
     from twin import dataset
     from twin.cli.main import main
 

@@ -154,7 +154,7 @@ def burst(base):
     ("harm", "kind", "says"),
     [
         (cut, UsageError, "ends within '"),
-        (rename, StepError, "Model TwinForCausalLM is not supported"),
+        (rename, StepError, "does not know the architecture 'TwinForCausalLM'"),
         (burst, StepError, "'blk.1.ffn_up.weight' has values that are no numbers"),
     ],
 )
