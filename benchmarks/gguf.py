@@ -7,17 +7,16 @@ Llama 3.2 3B, made here, with SmolLM2's tokenizer), the adapter (random, rank 16
 quantization, the library that quantizes. Each is a process of its own and they take turns.
 
 - twin: ``twin gguf``, as typed, the check of the finished file included.
+- both (``--and q8_0``): the same with a second quantization.
 - peer: what tutorials do: PEFT's ``merge_and_unload`` in the base's own dtype and ``save_pretrained``,
   ``convert_hf_to_gguf.py`` to float16, ``llama_model_quantize``. Nothing is checked.
 - reference: ``llama_model_quantize`` alone, of the float16 file that the peer left: what no way can do without.
 
-- both (``--and q8_0``): ``twin gguf`` with a second quantization.
-
 "peak memory" is the largest sum of resident sizes of a process and all its children, looked at twenty times a second;
 pages of a mapped file count, each time they are mapped. "but GGUFs" leaves out pages of mapped GGUFs, which the system
 takes back when it needs them (Linux): the finished file, where twin lets it answer; the float16 file, where it is
-quantized. "written" is what the system counts for them (Linux), files
-that are gone in the end included. "CPU s" are of all of them; read these where others use the machine ("others").
+quantized. "written" is what the system counts for them (Linux), files that are gone in the end included. "CPU s" are of
+all of them; read these where others use the machine ("others").
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ def worker(tmp_path_factory):
 def test_prompts_are_read_as_training_does(worker, base):
     family, model = load_family("chatml"), BaseModel("tiny", "tiny", base)
     prompts = [[Turn("user", "Hello there.")], *(turns for _, turns in gate.cases(family))]
-    here, there = prove.training_ids(model, family), prove.asked_ids(model, family, prompts, reading.asked_of(worker))
+    here, there = prove.training_ids(model, family), prove.asked_ids(model, family, reading.asked_of(worker), prompts)
     assert len(prompts) > 10
     assert [there(turns) for turns in prompts] == [here(turns) for turns in prompts]
     with pytest.raises(KeyError):

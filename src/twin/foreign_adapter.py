@@ -8,7 +8,7 @@ roads fill one ``Source``, so nothing behind it asks where an adapter came from.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -20,6 +20,7 @@ from twin.errors import GateError, UsageError, file_errors
 from twin.files import read_json, scratch_dir
 from twin.foreign import bounded, one_line
 from twin.progress import Reporter
+from twin.prove import Ids
 from twin.reading import Ask
 from twin.records import Turn
 from twin.runs import RunPaths
@@ -46,6 +47,7 @@ class Source:
         base: its base model, with unquantized weights.
         family: the pair it was trained with; its gate was passed.
         prompts: gives names and turns that a file must read as the ids of training, the first to be answered too.
+        ids: gives, for turns of prompts, what gives the ids of training for each of them; asked in one go.
         rows: gives ids of what it learned from, for an importance matrix; none where they are not here.
         is_run: twin trained it.
     """
@@ -55,6 +57,7 @@ class Source:
     base: BaseModel
     family: Family
     prompts: Callable[[], list[tuple[str, list[Turn]]]]
+    ids: Callable[[Iterable[Sequence[Turn]]], Ids]
     rows: Callable[[], list[list[int]]]
     is_run: bool
 
@@ -115,8 +118,9 @@ def _run(paths: RunPaths, settings: Settings, reporter: Reporter, ask: Ask) -> S
     def prompts() -> list[tuple[str, list[Turn]]]:
         return prove.file_prompts(record, family, prove.prompts_of(record, settings))
 
+    ids = partial(prove.asked_ids, base, family, ask)
     rows = partial(prove.learned_ids, record, base, family, settings, ask)
-    return Source(paths, paths.root, base, family, prompts, rows, True)
+    return Source(paths, paths.root, base, family, prompts, ids, rows, True)
 
 
 def _foreign(where: Path, scratch: Path, settings: Settings, reporter: Reporter, ask: Ask) -> Source:
@@ -138,7 +142,8 @@ def _foreign(where: Path, scratch: Path, settings: Settings, reporter: Reporter,
     def prompts() -> list[tuple[str, list[Turn]]]:
         return prove.file_prompts({"system_prompt": ""}, family, [])
 
-    return Source(paths, folder, base, family, prompts, list, False)
+    ids = partial(prove.asked_ids, base, family, ask)
+    return Source(paths, folder, base, family, prompts, ids, list, False)
 
 
 def _adapter(paths: RunPaths, scratch: Path, ask: Ask) -> tuple[Path, str | None]:

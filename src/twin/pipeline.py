@@ -326,7 +326,7 @@ def _gguf(
         return Made(paths, tuple(would["files"]), 0.0, would["seconds"])
     with files.exclusive(paths.root):
         prompts = source.prompts()
-        ids = prove.asked_ids(base, family, [turns for _, turns in prompts], reading.asked_of(worker))
+        ids = source.ids([turns for _, turns in prompts])
         made = make(
             worker, base.folder, source.folder, family, targets, prompts, ids,
             settings.gguf.llama_cpp, reporter, source.rows, settings.gguf.imatrix,

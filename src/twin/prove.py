@@ -129,7 +129,7 @@ def prompts_of(record: dict[str, Any], settings: Settings) -> list[list[Turn]]:
     return [list(row.turns[:-1]) for row in read_rows(path)] if path else []
 
 
-def asked_ids(base: BaseModel, family: Family, prompts: Iterable[Sequence[Turn]], ask: Ask) -> Ids:
+def asked_ids(base: BaseModel, family: Family, ask: Ask, prompts: Iterable[Sequence[Turn]]) -> Ids:
     """Return what ``training_ids`` returns, for these prompts alone and asked in one go."""
     known = list(map(tuple, prompts))
     told = ask("prompt_ids", base=str(base.folder), family=family.model_dump(), prompts=known)["ids"]

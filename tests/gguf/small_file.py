@@ -117,3 +117,9 @@ def write(
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def is_held(path: Path) -> bool:
+    """Say whether this process maps a file or has it open, as Linux tells: Windows renames and removes no such file."""
+    mapped = str(path) in Path("/proc/self/maps").read_text()
+    return mapped or path in [one.resolve() for one in Path("/proc/self/fd").iterdir()]

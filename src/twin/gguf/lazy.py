@@ -315,14 +315,14 @@ def _source(name: str, shape: tuple[int, ...], half: bool, graph: Any) -> Source
     types: list[torch.dtype] = []
     leaves: list[_Leaf] = []
     try:
-        rows, columns = (_follow(graph, dimension, types, leaves) for dimension in (0, 1))
+        rows, columns = _follow(graph, 0, types, leaves), _follow(graph, 1, [], [])
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError):  # it does more than move rows
         return Source(name, shape, half, graph=graph)
-    order = _order(rows, columns, leaves[0], shape) if len(leaves) == 2 else None  # one leaf, met twice
+    order = _order(rows, columns, leaves[0], shape) if len(leaves) == 1 else None
     if order is None:
         return Source(name, shape, half, graph=graph)
     plain = torch.equal(order, torch.arange(leaves[0].shape[0]))
-    return Source(name, shape, half, leaves[0], tuple(types[: len(types) // 2]), None if plain else order)
+    return Source(name, shape, half, leaves[0], tuple(types), None if plain else order)
 
 
 def _follow(node: Any, dimension: int, types: list[torch.dtype], leaves: list[_Leaf]) -> Any:
